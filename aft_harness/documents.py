@@ -35,9 +35,10 @@ def question_field(documents: Sequence[Mapping[str, Any]]) -> str | None:
     """The field that identifies the documents of one task, or None when only their whole text does."""
     for field in QUESTION_FIELDS:
         texts = [document.get(field) for document in documents]
-        if texts and all(isinstance(text, str) and text.strip() for text in texts):
-            if len({normalised(str(text)) for text in texts}) >= DISTINCT * len(texts):
-                return field
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            continue
+        if len({normalised(str(text)) for text in texts}) >= DISTINCT * len(texts):
+            return field
     return None
 
 

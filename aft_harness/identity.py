@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MARKER = "aft_model.json"
 """A file beside a checkpoint that tells its name; written by `aft demo-model`."""
@@ -97,6 +97,8 @@ def _name(model: PreTrainedModel, pretrained: str | None) -> str:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
+    import torch  # here, so that who only wants the marker's name does not wait for it
+
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())

@@ -50,7 +50,9 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedC
         TaskError: The runs hold other documents, or the same ones with other prompts.
     """
     if set(baseline) != set(steered):
-        raise TaskError(f"the runs hold different documents ({len(baseline)} and {len(steered)}): they cannot be paired")
+        raise TaskError(
+            f"the runs hold different documents ({len(baseline)} and {len(steered)}): they cannot be paired"
+        )
     for key, before in baseline.items():
         for what in ("prompt_hash", "target_hash"):
             if before[what] != steered[key][what]:

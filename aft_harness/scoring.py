@@ -3,8 +3,8 @@
 Knows token ids and a causal language model's forward pass; lays requests out with `packing.py` and steers with
 `steering.py`. Knows nothing of tasks, texts or files.
 
-Whether a model can take packed rows is never taken from a list of architectures: the widest and deepest rows of the real
-work are scored packed and plain, and a model that disagrees with itself is run on plain rows from then on.
+Whether a model can take packed rows is never taken from a list of architectures: the widest and deepest rows of the
+real work are scored packed and plain, and a model that disagrees with itself is run on plain rows from then on.
 """
 
 from __future__ import annotations
@@ -280,8 +280,8 @@ class Engine:
     def resumes(self, batch: Batch, layer: int) -> bool:
         """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
 
-        Checked once a layer; a model that fails (one whose upper layers use more of the lower ones than their output) is run in
-        full from then on.
+        Checked once a layer; a model that fails (one whose upper layers use more of the lower ones than their output)
+        is run in full from then on.
         """
         if layer not in self._resumes:
             keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)

@@ -44,7 +44,7 @@ class StateStore:
             self._states.append(state.clone())  # a view would keep the whole batch alive
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="aft_states_")
+            self._file = tempfile.TemporaryFile(prefix="aft_states_")  # noqa: SIM115 (closed by __exit__)
         offset = self._file.seek(0, 2)
         self._file.write(state.cpu().view(torch.uint8).numpy().tobytes())
         self._states.append((offset, state.shape, state.dtype, state.device))

@@ -24,4 +24,4 @@ def folder() -> Path:
     for place in (_PACKAGE / "tasks", _PACKAGE.parent / "tasks"):
         if (place / "gsm8k_easy").is_dir():
             return place
-    raise TaskError("the bundled tasks are not where aft_harness is installed; reinstall it: pip install --force-reinstall aft_harness")
+    raise TaskError("the bundled tasks are missing; reinstall with: pip install --force-reinstall aft_harness")

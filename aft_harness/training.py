@@ -161,9 +161,9 @@ def train(
     train_set = [example for task in tasks for example in task.train]
     dev_set = [example for task in tasks for example in task.development]
     watched: Sequence[Example] = dev_set or train_set
-    vectors = {
-        layer: torch.zeros(steering.hidden_size(lm.model), device=lm.device, requires_grad=True) for layer in chosen
-    }
+    # float32 at least: in half precision the small steps of Adam would be lost.
+    shape = {"dtype": torch.promote_types(lm.model.dtype, torch.float32), "device": lm.device}
+    vectors = {layer: torch.zeros(steering.hidden_size(lm.model), **shape, requires_grad=True) for layer in chosen}
     optimiser = torch.optim.Adam(vectors.values(), lr=settings.lr)
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []

@@ -4,7 +4,7 @@ from aft_harness.documents import document_hash, normalised, possible_hashes, qu
 
 
 def test_formatting_does_not_make_another_document() -> None:
-    assert text_hash("What  IS it?\n") == text_hash("what is it") == text_hash("\uff37hat is it!")  # noqa: RUF001
+    assert text_hash("What  IS it?\n") == text_hash("what is it") == text_hash("\uff37hat is it!")
     assert text_hash("what is it") != text_hash("what was it")
     assert len(text_hash("x")) == 16
     assert normalised("???") == "???"  # punctuation alone still tells documents apart

@@ -14,7 +14,10 @@ from aft_harness.examples import Prompting, TaskExamples, TaskSelection, load_ta
 from aft_harness.lm import SteeredHFLM
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
-CHAT = "{% for m in messages %}<{{m['role']}}>{{m['content']}}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{m['role']}}>{{m['content']}}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,9 @@ def test_target_texts_follow_the_prompt_after_the_delimiter(lm: SteeredHFLM) -> 
 
 
 def test_a_task_without_a_training_split_needs_a_slice(lm: SteeredHFLM) -> None:
-    with pytest.raises(TaskError, match=r"toy_no_train has no training split; .*--train-docs SPLIT\[a:b\].*splits: train"):
+    with pytest.raises(
+        TaskError, match=r"toy_no_train has no training split; .*--train-docs SPLIT\[a:b\].*splits: train"
+    ):
         made("toy_no_train", lm)
     examples = made("toy_no_train", lm, train_docs="test[0:5]")
     assert len(examples.train) == 5 and examples.split == "test[0:5]" and examples.overlapping == 0
