@@ -203,6 +203,27 @@ def show(vector: str) -> None:
     click.echo("\n".join(f"{name:<12}{value}" for name, value in lines))
 
 
+@main.command("compare", context_settings=_CONTEXT)
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.argument("steered", type=click.Path(path_type=Path))
+@click.option("--task", required=True, help="Task whose samples both folders hold.")
+@click.option("--metric", default="acc", show_default=True, help="A 0/1 metric of the task.")
+@click.option("--filter", "filter_name", help="Name of a filter, where the task has several.")
+@click.option("--docs", metavar="A:B", help="Documents by id, as a slice.  [default: all]")
+def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: str | None) -> None:
+    """Compare two output folders of lm_eval --log_samples, document by document, with an exact test."""
+    from aft_harness.samples import compare_samples, read_samples, select
+
+    before, after = (select(read_samples(folder, task, filter_name), docs) for folder in (baseline, steered))
+    paired = compare_samples(before, after, metric)
+    click.echo(
+        f"{task} {metric}, n = {paired.n}{f' (documents {docs})' if docs else ''}: "
+        f"{paired.baseline:.1%} -> {paired.steered:.1%}, {100 * paired.delta:+.1f} points "
+        f"[{100 * paired.ci_low:+.1f}, {100 * paired.ci_high:+.1f}], gained {paired.gained}, lost {paired.lost}, "
+        f"exact McNemar p = {paired.p_value:.2g}"
+    )
+
+
 @main.command("tasks", context_settings=_CONTEXT)
 def tasks_folder() -> None:
     """Print the folder of the task suites that come with aft_harness, for --include_path."""

@@ -159,7 +159,8 @@ def run(output: Path) -> None:
     print(
         f"\n{TASK}, test split, {paired.n} documents, accuracy\n"
         f"  without booster  {paired.baseline:6.1%}\n"
-        f"  with booster     {paired.steered:6.1%}   ({paired.delta:+.1%}; {booster.stat().st_size:,} bytes)\n"
+        f"  with booster     {paired.steered:6.1%}   ({100 * paired.delta:+.1f} points, 95% interval "
+        f"{100 * paired.ci_low:+.1f} to {100 * paired.ci_high:+.1f}; {booster.stat().st_size:,} bytes)\n"
         f"  gained {paired.gained}, lost {paired.lost}, exact McNemar p = {paired.p_value:.2g}"
     )
 

@@ -6,6 +6,7 @@ Knows lm-eval's output folders. A pair is one document under two models; documen
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Sam
     return {(line["doc_hash"], line["doc_id"]): line for line in lines if line["filter"] == chosen}
 
 
+def select(samples: Samples, docs: str | None) -> Samples:
+    """The samples whose document id lies in a slice `a:b`; all of them for None.
+
+    Raises:
+        TaskError: Not of that form, or no document lies there.
+    """
+    if docs is None:
+        return samples
+    match = re.fullmatch(r"(\d*):(\d*)", docs)
+    if match is None:
+        raise TaskError(f"--docs {docs}: expected a slice such as 400:1188")
+    start, stop = int(match[1] or 0), int(match[2]) if match[2] else None
+    kept = {key: line for key, line in samples.items() if start <= key[1] and (stop is None or key[1] < stop)}
+    if not kept:
+        raise TaskError(f"--docs {docs}: no document of {len(samples)} lies there")
+    return kept
+
+
 def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedCount:
     """Compares two runs on a 0/1 metric, document by document.
 
@@ -57,5 +76,11 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedC
         for what in ("prompt_hash", "target_hash"):
             if before[what] != steered[key][what]:
                 raise TaskError(f"document {before['doc_id']} has another {what} in each run: they cannot be paired")
+    if any(metric not in line for line in (*baseline.values(), *steered.values())):
+        known = next(iter(baseline.values())).get("metrics", [])
+        raise TaskError(f"the samples have no metric {metric!r}; they have {', '.join(map(str, known))}")
     keys = sorted(baseline, key=lambda key: key[1])
+    outcomes = {line[metric] for line in (*baseline.values(), *steered.values())}
+    if not outcomes <= {0, 1}:
+        raise TaskError(f"metric {metric!r} is not 0 or 1 on every document; the exact test needs that")
     return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys])

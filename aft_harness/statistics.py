@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+RESAMPLES = 9999
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class PairedCount:
         gained: Documents wrong before and right after.
         lost: Documents right before and wrong after.
         p_value: Exact two-sided McNemar test.
+        ci_low: Lower end of the 95% interval of the change, paired bootstrap over documents.
+        ci_high: Its upper end.
     """
 
     n: int
@@ -27,6 +32,8 @@ class PairedCount:
     gained: int
     lost: int
     p_value: float
+    ci_low: float
+    ci_high: float
 
     @property
     def delta(self) -> float:
@@ -43,6 +50,25 @@ def exact_mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, discordant, 0.5).pvalue) if discordant else 1.0
 
 
+def paired_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean difference: percentile bootstrap over documents (Efron & Tibshirani 1993, chapter 13).
+
+    Args:
+        differences: Steered minus baseline, one a document.
+        seed: Of the resampling.
+
+    Returns:
+        Both ends; the mean itself twice where no two documents differ in their difference.
+    """
+    values = np.asarray(differences, dtype=float)
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
 def compare(baseline: Sequence[float], steered: Sequence[float]) -> PairedCount:
     """Compares two sequences of 0/1 outcomes, document by document.
 
@@ -56,4 +82,5 @@ def compare(baseline: Sequence[float], steered: Sequence[float]) -> PairedCount:
     gained = sum(1 for before, after in zip(baseline, steered, strict=True) if after > before)
     lost = sum(1 for before, after in zip(baseline, steered, strict=True) if after < before)
     n = len(baseline)
-    return PairedCount(n, sum(baseline) / n, sum(steered) / n, gained, lost, exact_mcnemar(gained, lost))
+    interval = paired_interval([after - before for before, after in zip(baseline, steered, strict=True)])
+    return PairedCount(n, sum(baseline) / n, sum(steered) / n, gained, lost, exact_mcnemar(gained, lost), *interval)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from math import comb
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -25,6 +26,18 @@ def test_compare_counts_document_by_document() -> None:
     assert (result.n, result.gained, result.lost) == (5, 2, 1)
     assert (result.baseline, result.steered, result.delta) == pytest.approx((0.4, 0.6, 0.2))
     assert result.p_value == exact_mcnemar(2, 1)
+
+
+def test_the_interval_is_that_of_resampled_documents() -> None:
+    before = [0] * 60 + [1] * 140
+    after = [1] * 30 + [0] * 30 + [1] * 130 + [0] * 10
+    result = compare(before, after)
+    rng = np.random.default_rng(1)
+    differences = np.array(after) - np.array(before)
+    means = rng.choice(differences, (20000, 200)).mean(axis=1)
+    assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
+    same = compare([1, 0], [1, 0])
+    assert (same.ci_low, same.ci_high) == (0, 0)
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], [1, 0]), ([], []), ([0.5], [1]), ([0, 1], [1, 2])])
