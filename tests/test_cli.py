@@ -105,6 +105,33 @@ def test_bad_input_is_one_line_without_a_traceback(name: str, model: str, in_tmp
     assert os.listdir(in_tmp) == []
 
 
+def test_ctrl_c_leaves_nothing_behind(model: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aft_harness import training
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_epoch", interrupted)
+    result = train(model, "--limit", "4")
+    assert result.exit_code == 130 and result.stderr.endswith("Interrupted: nothing was written.\n")
+    assert os.listdir(in_tmp) == []
+
+
+def test_compare_pairs_two_folders(in_tmp: Path) -> None:
+    for name, outcomes in (("a", [0, 0, 0, 0, 0, 0, 1]), ("b", [1, 1, 1, 1, 1, 1, 0])):
+        (in_tmp / name).mkdir()
+        same = {"prompt_hash": "p", "target_hash": "t", "filter": "none", "metrics": ["acc"]}
+        lines = [{**same, "doc_id": i, "doc_hash": f"{i}", "acc": outcome} for i, outcome in enumerate(outcomes)]
+        (in_tmp / name / "samples_x_2026-01-01.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = aft("compare", "a", "b", "--task", "x", "--docs", "0:6")
+    # Six gained and none lost: 2 / 2**6 by the definition of the exact test.
+    assert "n = 6 (documents 0:6): 0.0% -> 100.0%, +100.0 points" in result.stdout
+    assert "gained 6, lost 0, exact McNemar p = 0.031" in result.stdout
+    for arguments in (["a", "nowhere"], ["a", "b", "--metric", "f1"], ["a", "b", "--docs", "x"]):
+        failed = aft("compare", *arguments, "--task", "x")
+        assert failed.exit_code == 1 and failed.stderr.startswith("Error:") and failed.stderr.count("\n") == 1
+
+
 def bad_boosters(folder: Path) -> dict[str, str]:
     good = Booster.static({1: torch.ones(32)})
     good.save(folder / "good.safetensors")

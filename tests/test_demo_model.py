@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aft_harness import demo
-from aft_harness.errors import ModelError
+from aft_harness.errors import ModelError, TrainingError
 from aft_harness.identity import MARKER
 
 TEXTS = ("Hello world", "It's  fine,\n\tisn't it? été 日本", "Answer: 19 - 4 = 15", "<|im_start|>user\nhi<|im_end|>\n")
@@ -234,3 +234,8 @@ def test_default_cache(
     for name, value in environment.items():
         monkeypatch.setenv(name, value.format(tmp_path))
     assert demo.model_folder().parent == tmp_path / expected
+
+
+def test_a_step_of_the_tour_that_fails_ends_it() -> None:
+    with pytest.raises(TrainingError, match="aft-train ended with exit code 3"):
+        demo._step("aft-train", [sys.executable, "-c", "raise SystemExit(3)"], [])
