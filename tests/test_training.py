@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from aft_harness import scoring
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
+from aft_harness.lesson import Lesson, Score
 from aft_harness.lm import SteeredHFLM
 from aft_harness.steering import Steering, decoder_layers
-from aft_harness.training import Lesson, Progress, Score, Settings, Trained, train
+from aft_harness.training import Progress, Settings, Trained, train
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
 ARCHITECTURES = ["llama", "phi", "gpt2", "qwen2", "gemma", "falcon", "bloom", "mamba"]

@@ -1,0 +1,226 @@
+"""The objective of training on a fixed set of examples, packed, and with the frozen lower layers run once.
+
+Knows examples and the scoring engine. Knows nothing of optimisers, boosters or provenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aft_harness import packing
+from aft_harness.errors import TrainingError
+from aft_harness.examples import Example, TaskExamples
+from aft_harness.packing import Batch, Row
+from aft_harness.scoring import Engine, Request, joined
+from aft_harness.states import StateStore
+
+Objective = Literal["answer", "choice"]
+ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
+
+TOKENS_PER_PASS = 4096
+"""Bound of one forward and backward pass in tokens; a larger batch accumulates gradients over several."""
+
+ROW_WIDTH = 256
+"""Columns that examples of one batch are joined to; wider rows waste attention, narrower ones waste padding."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the model does on a set of examples.
+
+    Attributes:
+        loss: Weighted mean of the objective.
+        accuracy: Fraction of multiple-choice examples whose best choice is right; None without such examples.
+        n: Examples.
+    """
+
+    loss: float
+    accuracy: float | None
+    n: int
+
+
+class Lesson:
+    """The objective on a fixed set of examples, under whatever steering is in force.
+
+    Nothing below the lowest trained layer depends on the booster: its output is computed once, by `prepare`, and every
+    later pass starts there.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: Sequence[TaskExamples],
+        lowest: int,
+        store: StateStore,
+        *,
+        objective: Objective | None = None,
+        choice_norm: ChoiceNorm = "none",
+    ) -> None:
+        """Settles the objective of each task and lays the examples out.
+
+        Args:
+            engine: Runs the model.
+            tasks: All examples that will be asked for.
+            lowest: The lowest trained layer.
+            store: Where its output is kept.
+            objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
+            choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is
+                what lm-eval's `acc_norm` ranks by.
+
+        Raises:
+            TrainingError: The `choice` objective is asked for a task without choices.
+        """
+        self._engine, self._lowest, self._store = engine, lowest, store
+        self._objective, self._choice_norm = objective, choice_norm
+        for task in tasks:
+            if objective == "choice" and task.kind != "choice":
+                raise TrainingError(f"--objective choice: task {task.task} has no choices; use --objective answer")
+        self._by_task = {task.task: self.objective(task.kind) for task in tasks}
+        examples = [example for task in tasks for example in (*task.development, *task.train)]
+        self._requests = [request for example in examples for request in self._wanted(example)]
+        self._places: dict[int, range] = {}
+        start = 0
+        for example in examples:
+            self._places[id(example)] = range(start, start + len(self._wanted(example)))
+            start = self._places[id(example)].stop
+        self._examples = examples
+        self._rows: list[Row] = []
+        self._rows_of: dict[int, range] = {}
+        self._width = max(ROW_WIDTH, *(len(request.inputs) for request in self._requests))
+        self._lay()
+        # Packed rows are used only where they give what plain rows give: tried on the deepest and widest there will be.
+        largest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))
+        with torch.no_grad():
+            for batch, _ in self._batches(largest[:8]):
+                if self._engine.packed and not self._engine.agrees(batch, self._requests):
+                    self._lay()
+                    break
+
+    def objective(self, kind: str) -> Objective:
+        """The objective of tasks of a kind."""
+        return self._objective or ("choice" if kind == "choice" else "answer")
+
+    def prepare(self, on_prepared: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Computes and stores the output of the lowest trained layer for every example.
+
+        A model that cannot be resumed there (see `Engine.resumes`) runs in full at each pass instead.
+        """
+        total = len(self._examples)
+        done = 0
+        for chunk in self.chunks(self._examples):
+            rows = [index for example in chunk for index in self._rows_of[id(example)]]
+            states: dict[int, Tensor] = {}
+            for batch, parts in self._batches(rows):
+                if not self._engine.resumes(batch, self._lowest):
+                    return
+                hidden = self._engine.hidden(batch, self._lowest)
+                for place, indices in enumerate(parts):
+                    sizes = [len(self._rows[index]) for index in indices]
+                    split = hidden[place, : sum(sizes)].split(sizes)
+                    states.update(zip(indices, split, strict=True))
+            for index in rows:  # rows are numbered in the order of the examples, and so are the states
+                self._store.append(states[index])
+            done += len(chunk)
+            on_prepared(done, total)
+
+    def losses(self, examples: Sequence[Example]) -> tuple[Tensor, list[bool | None]]:
+        """Loss of each example, [n], and whether its best choice is right where all choices were scored."""
+        rows = [index for example in examples for index in self._rows_of[id(example)]]
+        found: dict[int, Tensor] = {}
+        for batch, parts in self._batches(rows):
+            with self._resumed(batch, parts):
+                scores = self._engine.score(batch, self._requests, self._softmax_dtype)
+            found.update(zip(scores.members, scores.loglikelihoods.unbind(), strict=True))
+        losses: list[Tensor] = []
+        right: list[bool | None] = []
+        for example in examples:
+            part = torch.stack([found[place] for place in self._places[id(example)]])
+            if self._by_task[example.task] == "answer":
+                losses.append(-part[0] / len(example.requests[example.gold[0]].continuation))
+                right.append(None)
+                continue
+            ranked = part / self._lengths(example).to(part)
+            losses.append(ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0))
+            right.append(int(ranked.argmax()) in example.gold)
+        return torch.stack(losses), right
+
+    def score(self, examples: Sequence[Example]) -> Score:
+        """Mean loss and accuracy, without gradient."""
+        total = weight = 0.0
+        right: list[bool] = []
+        with torch.no_grad():
+            for chunk in self.chunks(examples):
+                losses, outcomes = self.losses(chunk)
+                weights = torch.tensor([example.weight for example in chunk], device=losses.device)
+                total += float((losses * weights).sum())
+                weight += float(weights.sum())
+                right += [outcome for outcome in outcomes if outcome is not None]
+        return Score(total / weight, sum(right) / len(right) if right else None, len(examples))
+
+    def chunks(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Consecutive examples whose rows fit one pass."""
+        chunk: list[Example] = []
+        size = 0
+        for example in examples:
+            own = sum(len(self._rows[index]) for index in self._rows_of[id(example)])
+            if chunk and size + own > TOKENS_PER_PASS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(example)
+            size += own
+        if chunk:
+            yield chunk
+
+    def _lay(self) -> None:
+        """Lays each example in rows of its own, one trie where packed rows are right."""
+        self._rows.clear()
+        for example in self._examples:
+            places = self._places[id(example)]
+            sequences = [self._requests[place].inputs for place in places]
+            tails = [len(self._requests[place].continuation) for place in places]
+            width = sum(map(len, sequences)) if self._engine.packed else 1
+            own = packing.pack(sequences, tails, width)
+            start = len(self._rows)
+            self._rows += [replace(row, members=tuple(places[member] for member in row.members)) for row in own]
+            self._rows_of[id(example)] = range(start, len(self._rows))
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[Batch, list[tuple[int, ...]]]]:
+        """Batches over some rows, each with the indices of the rows that its rows are made of."""
+        width = self._width if self._engine.packed else 1
+        groups = joined([self._rows[index] for index in rows], width)
+        parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
+        for batch in packing.batches([row for row, _ in groups], TOKENS_PER_PASS):
+            yield batch, [parts[id(row)] for row in batch.rows]
+
+    def _resumed(self, batch: Batch, parts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:
+        if not len(self._store):
+            return nullcontext()
+        first = self._store[parts[0][0]]
+        hidden = first.new_zeros(*batch.input_ids.shape, first.shape[-1])
+        for place, indices in enumerate(parts):
+            states = torch.cat([self._store[index] for index in indices])
+            hidden[place, : len(states)] = states
+        return self._engine.resumed(self._lowest, hidden)
+
+    @property
+    def _softmax_dtype(self) -> torch.dtype:
+        return torch.promote_types(self._engine.dtype, torch.float32)
+
+    def _wanted(self, example: Example) -> Sequence[Request]:
+        answer_only = self._by_task[example.task] == "answer"
+        return (example.requests[example.gold[0]],) if answer_only else example.requests
+
+    def _lengths(self, example: Example) -> Tensor:
+        measure: dict[ChoiceNorm, list[int]] = {
+            "none": [1] * len(example.choices),
+            "characters": [len(choice) for choice in example.choices],
+            "bytes": [len(choice.encode()) for choice in example.choices],
+            "tokens": [len(request.continuation) for request in example.requests],
+        }
+        return torch.tensor(measure[self._choice_norm]).clamp_min(1)
