@@ -20,6 +20,7 @@ from aft_harness.errors import AftError, ModelError, TaskError, TrainingError
 
 if TYPE_CHECKING:
     from aft_harness.examples import TaskExamples, TaskSelection
+    from aft_harness.statistics import PairedCount
     from aft_harness.training import Trained
 
 # lm-eval spells options with underscores: both spellings work everywhere.
@@ -203,6 +204,57 @@ def show(vector: str) -> None:
     click.echo("\n".join(f"{name:<12}{value}" for name, value in lines))
 
 
+@main.command("evaluate", context_settings=_CONTEXT)
+@_model_options
+@click.option(
+    "--vector",
+    "vectors",
+    multiple=True,
+    required=True,
+    metavar="V",
+    help="A booster, as lm_eval's vector=; may be repeated.",
+)
+@click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to evaluate.")
+@_prompt_options
+@click.option("--limit", type=click.IntRange(min=1), help="Documents per task, for a first look.")
+@click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for lm-eval's output files.")
+def evaluate(
+    *,
+    vectors: tuple[str, ...],
+    tasks: str,
+    include_path: tuple[str, ...],
+    num_fewshot: int | None,
+    apply_chat_template: bool,
+    system_instruction: str | None,
+    fewshot_as_multiturn: bool | None,
+    limit: int | None,
+    batch_size: str,
+    output: Path | None,
+    **model: Any,
+) -> None:
+    """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
+    with _quiet():
+        from aft_harness import evaluation, examples, references
+
+        prompting = examples.Prompting(
+            num_fewshot, apply_chat_template, system_instruction, fewshot_as_multiturn, include_path
+        )
+        variants = [evaluation.Variant("baseline")]
+        for number, vector in enumerate(vectors, start=1):
+            booster, strength = references.load(vector)
+            variants.append(evaluation.Variant(f"variant{number}", booster, strength))
+        names = _task_names(tasks)
+        examples.task_manager(names, include_path)
+        lm = _load_model(batch_size=batch_size, **model)
+        found = evaluation.evaluate(lm, variants, names, prompting, limit=limit, output=output)
+    baseline, *steered = found
+    for vector, results in zip(vectors, steered, strict=True):
+        click.echo(vector)
+        for task, metric, paired in evaluation.paired(baseline, results):
+            click.echo(f"  {task} {metric}: {_paired(paired)}")
+
+
 @main.command("compare", context_settings=_CONTEXT)
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.argument("steered", type=click.Path(path_type=Path))
@@ -216,12 +268,7 @@ def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: 
 
     before, after = (select(read_samples(folder, task, filter_name), docs) for folder in (baseline, steered))
     paired = compare_samples(before, after, metric)
-    click.echo(
-        f"{task} {metric}, n = {paired.n}{f' (documents {docs})' if docs else ''}: "
-        f"{paired.baseline:.1%} -> {paired.steered:.1%}, {100 * paired.delta:+.1f} points "
-        f"[{100 * paired.ci_low:+.1f}, {100 * paired.ci_high:+.1f}], gained {paired.gained}, lost {paired.lost}, "
-        f"exact McNemar p = {paired.p_value:.2g}"
-    )
+    click.echo(f"{task} {metric}{f', documents {docs}' if docs else ''}: {_paired(paired)}")
 
 
 @main.command("tasks", context_settings=_CONTEXT)
@@ -279,9 +326,7 @@ def _selections(
 ) -> list[TaskSelection]:
     from aft_harness.examples import TaskSelection
 
-    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    if not names:
-        raise TaskError("--tasks is empty: name at least one lm-eval task")
+    names = _task_names(tasks)
     limits = _per_task("--limit", limit, names, _count)
     weights = _per_task("--weight", weight, names, _positive)
     rows = _per_task("--train-docs", train_docs, names, str)
@@ -290,6 +335,13 @@ def _selections(
         TaskSelection(name, limits.get(name), weights.get(name, 1.0), rows.get(name), development.get(name, 0))
         for name in names
     ]
+
+
+def _task_names(tasks: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    if not names:
+        raise TaskError("--tasks is empty: name at least one lm-eval task")
+    return names
 
 
 def _per_task(option: str, values: Sequence[str], names: Sequence[str], read: Callable[[str], Any]) -> dict[str, Any]:
@@ -332,7 +384,7 @@ def _load_model(
     dtype: str,
     device: str | None,
     trust_remote_code: bool,
-    batch_size: int,
+    batch_size: int | str,
 ) -> Any:
     from lm_eval.utils import simple_parse_args_string
 
@@ -411,6 +463,14 @@ def _summary(trained: Trained, output: str) -> str:
     memory = f", peak memory {trained.peak_memory / 2**30:.2f} GiB" if trained.peak_memory else ""
     lines.append(("cost", f"{trained.seconds:.1f} s{memory}"))
     return "\n".join(f"{name:<10}{value}" for name, value in lines)
+
+
+def _paired(paired: PairedCount) -> str:
+    return (
+        f"n = {paired.n}, {paired.baseline:.1%} -> {paired.steered:.1%}, {100 * paired.delta:+.1f} points "
+        f"[{100 * paired.ci_low:+.1f}, {100 * paired.ci_high:+.1f}], gained {paired.gained}, lost {paired.lost}, "
+        f"exact McNemar p = {paired.p_value:.2g}"
+    )
 
 
 def _score(loss: float, accuracy: float | None) -> str:

@@ -121,16 +121,9 @@ def load_tasks(
     Raises:
         TaskError: An unknown task, a folder that does not exist, data that cannot be loaded.
     """
-    for folder in include_path:
-        if not Path(folder).is_dir():
-            raise TaskError(f"--include-path {folder}: no such folder")
-    manager = _task_manager(tuple(include_path))
+    manager = task_manager([selection.name for selection in selections], include_path)
     loaded: list[tuple[TaskSelection, Any]] = []
     for selection in selections:
-        if selection.name not in manager.all_tasks and not selection.name.endswith((".yaml", ".yml")):
-            near = difflib.get_close_matches(selection.name, manager.all_tasks, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-            raise TaskError(f"unknown task {selection.name!r}; {hint}")
         try:
             tasks = manager.load(selection.name)["tasks"]
         except Exception as error:  # whatever a task's own code or the datasets library raises
@@ -141,8 +134,26 @@ def load_tasks(
     return loaded
 
 
+def task_manager(names: Sequence[str], include_path: Sequence[str] = ()) -> Any:
+    """lm-eval's index of tasks, checked to hold those that are named.
+
+    Raises:
+        TaskError: An unknown task, or a folder that does not exist.
+    """
+    for folder in include_path:
+        if not Path(folder).is_dir():
+            raise TaskError(f"--include-path {folder}: no such folder")
+    manager = _indexed(tuple(include_path))
+    for name in names:
+        if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+            raise TaskError(f"unknown task {name!r}; {hint}")
+    return manager
+
+
 @lru_cache(maxsize=4)
-def _task_manager(include_path: tuple[str, ...]) -> Any:
+def _indexed(include_path: tuple[str, ...]) -> Any:
     # Indexing lm-eval's thousands of YAML files takes seconds.
     return TaskManager(include_path=list(include_path) or None)
 

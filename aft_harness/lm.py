@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ from aft_harness import documents, references
 from aft_harness.booster import Booster, base_model_key
 from aft_harness.errors import AftError, CacheError, ModelError, ReferenceSyntaxError
 from aft_harness.identity import BaseModel, identify
-from aft_harness.scoring import Engine, Request
+from aft_harness.scoring import Engine, OnScored, Request
 from aft_harness.steering import Steering, check_causal, decoder_layers
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,26 @@ class SteeredHFLM(HFLM):
             torch.device(self.device),
             packed=_switch("packing", packing),
         )
-        self._steering = (
-            Steering(self.model, self.booster, self.strength, layers_path=layers_path) if self.booster else None
-        )
+        self._steering = self.steering_for(self.booster, self.strength)
         self._warn_of_other_model()
+
+    def steering_for(self, booster: Booster | None, strength: float = 1.0) -> Steering | None:
+        """How this model is steered by a booster, checked to fit; None for the baseline.
+
+        Raises:
+            BoosterError: The booster does not fit the model.
+        """
+        return Steering(self.model, booster, strength, layers_path=self.layers_path) if booster else None
+
+    @contextmanager
+    def steered_as(self, booster: Booster | None, strength: float = 1.0) -> Iterator[Self]:
+        """In this block the model has another booster, or none."""
+        before = self.booster, self.strength, self._steering
+        self.booster, self.strength, self._steering = booster, strength, self.steering_for(booster, strength)
+        try:
+            yield self
+        finally:
+            self.booster, self.strength, self._steering = before
 
     @cached_property
     def base_model(self) -> BaseModel:
@@ -142,7 +159,6 @@ class SteeredHFLM(HFLM):
         if not requests or not self.engine.packed:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         encoded = [self._request(context, continuation) for _, context, continuation in requests]
-        longest = max(len(request.inputs) for request in encoded)
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
 
         def record(members: Sequence[int], results: list[list[tuple[float, bool]]]) -> None:
@@ -151,24 +167,42 @@ class SteeredHFLM(HFLM):
                     self.cache_hook.add_partial("loglikelihood", text, result)
             bar.update(len(members))
 
-        with bar, self._autocast():
-            (results,) = self.engine.loglikelihoods(
-                encoded,
-                longest * self._rows_a_pass(requests, override_bs),
-                variants=[self._steering],
-                softmax_dtype=self.softmax_dtype,
-                on_scored=record,
-            )
+        with bar:
+            (results,) = self.score_variants(encoded, [self._steering], on_scored=record, rows_a_pass=override_bs)
         return results
 
-    def _rows_a_pass(self, requests: Sequence[Any], override_bs: int | None) -> int:
-        """The batch size: how many of the longest rows fit one pass."""
+    def score_variants(
+        self,
+        requests: Sequence[Request],
+        variants: Sequence[Steering | None],
+        *,
+        on_scored: OnScored = lambda members, results: None,
+        rows_a_pass: int | None = None,
+    ) -> list[list[tuple[float, bool]]]:
+        """Scores requests under several steerings at once, within the memory that the batch size stands for.
+
+        Args:
+            requests: From `encode`.
+            variants: From `steering_for`; whatever booster this model has itself is not in force.
+            on_scored: See `Engine.loglikelihoods`.
+            rows_a_pass: What `--batch_size auto` would find, where the caller knows it.
+
+        Returns:
+            By variant, by request: loglikelihood, and whether the continuation is the greedy one.
+        """
+        longest = max(requests, key=lambda request: len(request.inputs))
         if self.batch_size != "auto":
-            return int(self.batch_size)
-        if override_bs is not None:
-            return override_bs
-        longest = max(requests, key=lambda request: len(request[1]) + len(request[2]))
-        return int(self._detect_batch_size([longest]))
+            rows_a_pass = int(self.batch_size)
+        elif rows_a_pass is None:
+            rows_a_pass = int(self._detect_batch_size([("", list(longest.context), list(longest.continuation))]))
+        with self._autocast():
+            return self.engine.loglikelihoods(
+                requests,
+                len(longest.inputs) * rows_a_pass,
+                variants=variants,
+                softmax_dtype=self.softmax_dtype,
+                on_scored=on_scored,
+            )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -179,12 +213,12 @@ class SteeredHFLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
-        self._warn_of_training_documents(requests)
+        self.warn_of_training_documents(requests)
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
-        self._warn_of_training_documents(requests)
+        self.warn_of_training_documents(requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -272,8 +306,9 @@ class SteeredHFLM(HFLM):
                 self.base_model.fingerprint[:12],
             )
 
-    def _warn_of_training_documents(self, requests: Sequence[Instance]) -> None:
-        trained = self._trained_documents
+    def warn_of_training_documents(self, requests: Sequence[Instance]) -> None:
+        """Logs a warning for each task some of whose documents the present booster was trained on."""
+        trained = documents.recorded_hashes(self.booster.provenance) if self.booster else frozenset()
         if not trained:
             return
         seen: dict[str, set[Any]] = defaultdict(set)
@@ -292,10 +327,6 @@ class SteeredHFLM(HFLM):
                 len(seen[task]),
                 task,
             )
-
-    @cached_property
-    def _trained_documents(self) -> frozenset[str]:
-        return documents.recorded_hashes(self.booster.provenance) if self.booster else frozenset()
 
 
 def _switch(name: str, value: bool | str) -> bool:

@@ -36,6 +36,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 COARSE_TOLERANCE = 0.15
 """The same for half precision, where rows of another shape differ by rounding alone; a wrong mask is off by nats."""
 
+OnScored = Callable[[Sequence[int], list[list[tuple[float, bool]]]], None]
+"""Told after each batch: the indices of its requests, and their results by variant."""
+
 _HEAD_ROWS = 512
 # What a model may raise when it is given a mask or positions that it has no use for.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
@@ -110,8 +113,8 @@ class Engine:
         """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
         config = text_config(self.model)
         weights = sum(parameter.numel() for parameter in self.layers[0].parameters())
-        # Two products of the width of all heads; measured to run at about a third of the speed of the large products.
-        return 3 * 2 * int(config.hidden_size) / max(weights, 1)
+        # Two products of the width of all heads, against one with every weight.
+        return 2 * int(config.hidden_size) / max(weights, 1)
 
     def loglikelihoods(
         self,
@@ -120,7 +123,7 @@ class Engine:
         *,
         variants: Sequence[Steering | None] = (None,),
         softmax_dtype: torch.dtype | None = torch.float32,
-        on_scored: Callable[[Sequence[int], list[list[tuple[float, bool]]]], None] = lambda members, results: None,
+        on_scored: OnScored = lambda members, results: None,
     ) -> list[list[tuple[float, bool]]]:
         """Scores every request under every variant.
 

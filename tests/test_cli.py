@@ -125,7 +125,7 @@ def test_compare_pairs_two_folders(in_tmp: Path) -> None:
         (in_tmp / name / "samples_x_2026-01-01.jsonl").write_text("\n".join(map(json.dumps, lines)))
     result = aft("compare", "a", "b", "--task", "x", "--docs", "0:6")
     # Six gained and none lost: 2 / 2**6 by the definition of the exact test.
-    assert "n = 6 (documents 0:6): 0.0% -> 100.0%, +100.0 points" in result.stdout
+    assert "x acc, documents 0:6: n = 6, 0.0% -> 100.0%, +100.0 points" in result.stdout
     assert "gained 6, lost 0, exact McNemar p = 0.031" in result.stdout
     for arguments in (["a", "nowhere"], ["a", "b", "--metric", "f1"], ["a", "b", "--docs", "x"]):
         failed = aft("compare", *arguments, "--task", "x")

@@ -1,0 +1,176 @@
+"""lm-eval tasks under several boosters at once: one pass, paired results, metrics computed by lm-eval's own code.
+
+Knows lm-eval's evaluator and the scoring engine. A variant is a booster at a strength; the baseline is the variant
+without one. Statistics are `samples.py`'s and `statistics.py`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
+
+from aft_harness.booster import Booster
+from aft_harness.errors import TaskError
+from aft_harness.examples import Prompting, task_manager
+from aft_harness.lm import SteeredHFLM
+from aft_harness.samples import compare_samples
+from aft_harness.statistics import PairedCount
+
+Result = tuple[float, bool]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to evaluate.
+
+    Attributes:
+        name: What tables and folders call it.
+        booster: None for the baseline.
+        strength: Factor on the booster's delta.
+    """
+
+    name: str
+    booster: Booster | None = None
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class VariantResults:
+    """What lm-eval computed for one variant: its results dictionary, with the samples of every task."""
+
+    variant: Variant
+    results: dict[str, Any]
+
+
+def evaluate(
+    lm: SteeredHFLM,
+    variants: Sequence[Variant],
+    tasks: Sequence[str],
+    prompting: Prompting | None = None,
+    *,
+    limit: int | None = None,
+    output: Path | None = None,
+) -> list[VariantResults]:
+    """Evaluates tasks under every variant, on the same documents with the same prompts.
+
+    Loglikelihoods of all variants come from one pass, in which the layers below every booster run once; generation runs
+    once a variant.
+
+    Args:
+        lm: The model, without a booster of its own.
+        variants: What to evaluate; names must differ.
+        tasks: lm-eval tasks or groups.
+        prompting: How prompts are formatted.
+        limit: Documents per task; None takes all.
+        output: Folder for lm-eval's own output files, one folder a variant.
+
+    Raises:
+        BoosterError: A booster that does not fit the model.
+        TaskError: An unknown task, or one that cannot be evaluated.
+    """
+    prompting = prompting or Prompting()
+    manager = task_manager(tasks, prompting.include_path)
+    shared = _SharedPass(lm, variants)
+    multiturn = prompting.fewshot_as_multiturn
+    evaluated = []
+    for index, variant in enumerate(variants):
+        tracker = EvaluationTracker(output_path=str(output / variant.name)) if output else None
+        try:
+            results = simple_evaluate(
+                model=_VariantLM(shared, index),
+                model_args={"pretrained": lm.base_model.name},
+                tasks=list(tasks),
+                task_manager=manager,
+                num_fewshot=prompting.num_fewshot,
+                limit=limit,
+                system_instruction=prompting.system_instruction,
+                apply_chat_template=prompting.apply_chat_template,
+                fewshot_as_multiturn=prompting.apply_chat_template if multiturn is None else multiturn,
+                evaluation_tracker=tracker,
+                log_samples=True,
+                bootstrap_iters=0,
+            )
+        except (ValueError, KeyError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {reason})") from error
+        if tracker is not None:
+            samples = results["samples"]
+            tracker.save_results_aggregated(results={**results, "samples": None}, samples=samples)
+            for task in results["configs"]:
+                tracker.save_results_samples(task_name=task, samples=samples[task])
+        evaluated.append(VariantResults(variant, results))
+    return evaluated
+
+
+def paired(baseline: VariantResults, steered: VariantResults) -> Iterator[tuple[str, str, PairedCount]]:
+    """Task, metric and comparison for every 0/1 metric of every task and filter, document by document."""
+    for task, samples in baseline.results["samples"].items():
+        for name in dict.fromkeys(line["filter"] for line in samples):
+            before, after = (
+                {(line["doc_hash"], line["doc_id"]): line for line in run if line["filter"] == name}
+                for run in (samples, steered.results["samples"][task])
+            )
+            for metric in samples[0]["metrics"]:
+                if all(line[metric] in (0, 1) for line in (*before.values(), *after.values())):
+                    yield task, metric if name == "none" else f"{metric},{name}", compare_samples(before, after, metric)
+
+
+class _SharedPass:
+    """Scores each request once for all variants, when the first of them asks for it."""
+
+    def __init__(self, lm: SteeredHFLM, variants: Sequence[Variant]) -> None:
+        self.lm, self.variants = lm, variants
+        self.steerings = [lm.steering_for(variant.booster, variant.strength) for variant in variants]
+        self._scored: dict[tuple[str, str], list[Result]] = {}
+
+    def loglikelihood(self, requests: Sequence[Instance], index: int) -> list[Result]:
+        missing = list(dict.fromkeys(request.args for request in requests if request.args not in self._scored))
+        if missing:
+            encoded = [self.lm.encode(*pair) for pair in missing]
+            by_variant = self.lm.score_variants(encoded, self.steerings)
+            for place, pair in enumerate(missing):
+                self._scored[pair] = [results[place] for results in by_variant]
+        return [self._scored[request.args][index] for request in requests]
+
+
+class _VariantLM(LM):  # type: ignore[misc]
+    """What lm-eval sees of one variant."""
+
+    def __init__(self, shared: _SharedPass, index: int) -> None:
+        super().__init__()
+        self._shared, self._index = shared, index
+        self._variant = shared.variants[index]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Result]:
+        with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
+            lm.warn_of_training_documents(requests)
+        return self._shared.loglikelihood(requests, self._index)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
+            return lm.loglikelihood_rolling(requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
+            return lm.generate_until(requests)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self._shared.lm.tokenizer_name)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(self._shared.lm.apply_chat_template(chat_history, add_generation_prompt))
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return self._shared.lm.chat_template(chat_template)
+
+    def get_model_info(self) -> dict[str, Any]:
+        with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
+            return lm.get_model_info()
