@@ -140,7 +140,7 @@ class _SharedPass:
         return [self._scored[request.args][index] for request in requests]
 
 
-class _VariantLM(LM):  # type: ignore[misc]
+class _VariantLM(LM):
     """What lm-eval sees of one variant."""
 
     def __init__(self, shared: _SharedPass, index: int) -> None:
