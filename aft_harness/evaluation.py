@@ -20,7 +20,7 @@ from aft_harness.booster import Booster
 from aft_harness.errors import TaskError
 from aft_harness.examples import Prompting, task_manager
 from aft_harness.lm import SteeredHFLM
-from aft_harness.samples import compare_samples
+from aft_harness.samples import by_document, compare_samples
 from aft_harness.statistics import PairedCount
 
 Result = tuple[float, bool]
@@ -113,10 +113,7 @@ def paired(baseline: VariantResults, steered: VariantResults) -> Iterator[tuple[
     """Task, metric and comparison for every 0/1 metric of every task and filter, document by document."""
     for task, samples in baseline.results["samples"].items():
         for name in dict.fromkeys(line["filter"] for line in samples):
-            before, after = (
-                {(line["doc_hash"], line["doc_id"]): line for line in run if line["filter"] == name}
-                for run in (samples, steered.results["samples"][task])
-            )
+            before, after = (by_document(run, name) for run in (samples, steered.results["samples"][task]))
             for metric in samples[0]["metrics"]:
                 if all(line[metric] in (0, 1) for line in (*before.values(), *after.values())):
                     yield task, metric if name == "none" else f"{metric},{name}", compare_samples(before, after, metric)

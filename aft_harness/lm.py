@@ -9,7 +9,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
 
@@ -138,15 +138,11 @@ class SteeredHFLM(HFLM):
         return kept
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._steering is None:
-            return super()._model_call(*args, **kwargs)
-        with self._steering:
+        with self._steering or nullcontext():
             return super()._model_call(*args, **kwargs)
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._steering is None:
-            return super()._model_generate(*args, **kwargs)
-        with self._steering:
+        with self._steering or nullcontext():
             return super()._model_generate(*args, **kwargs)
 
     def _loglikelihood_tokens(

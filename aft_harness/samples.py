@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Sam
     if filter_name is None and len(filters) > 1:
         raise TaskError(f"{files[-1]}: has the filters {', '.join(sorted(filters))}; name one")
     chosen = filter_name or next(iter(filters))
-    return {(line["doc_hash"], line["doc_id"]): line for line in lines if line["filter"] == chosen}
+    return by_document(lines, chosen)
+
+
+def by_document(lines: Iterable[Mapping[str, Any]], filter_name: str) -> Samples:
+    """The samples that one filter of a task made, by the key under which two runs are paired."""
+    return {(line["doc_hash"], line["doc_id"]): line for line in lines if line["filter"] == filter_name}
 
 
 def select(samples: Samples, docs: str | None) -> Samples:

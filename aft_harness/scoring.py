@@ -22,12 +22,7 @@ from torch import Tensor, nn
 
 from aft_harness import packing
 from aft_harness.packing import Batch, Row
-from aft_harness.steering import (
-    Steering,
-    computed_up_to,
-    resumed_after,
-    text_config,
-)
+from aft_harness.steering import Steering, computed_up_to, hidden_size, resumed_after, text_config
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +106,9 @@ class Engine:
     @cached_property
     def attention_cost(self) -> float:
         """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
-        config = text_config(self.model)
         weights = sum(parameter.numel() for parameter in self.layers[0].parameters())
         # Two products of the width of all heads, against one with every weight.
-        return 2 * int(config.hidden_size) / max(weights, 1)
+        return 2 * hidden_size(self.model) / max(weights, 1)
 
     def loglikelihoods(
         self,

@@ -78,33 +78,27 @@ def main_row(task: str, shots: int, dtype: str, peer: str, docs: int, reps: int,
     run = partial(_timed, requests=requests)
     _warm(ours, theirs, requests)
     first, second = _alternate(lambda: run(ours), lambda: run(theirs), reps)
-    left, right = first[0].results, second[0].results
-    return Outcome(
-        peer,
-        dtype,
-        docs,
-        16,
-        _median(first),
-        _median(second),
-        _difference(left, right),
-        _agreement(left, right, groups),
-    )
+    return _compared(peer, dtype, docs, first, second, groups)
+
+
+def _compared(
+    peer: str, dtype: str, docs: int, ours: Sequence[Measured], theirs: Sequence[Measured], groups: Sequence[Any]
+) -> Outcome:
+    left, right = ours[0].results, theirs[0].results
+    difference, agreement = _difference(left, right), _agreement(left, right, groups)
+    return Outcome(peer, dtype, docs, 16, _median(ours), _median(theirs), difference, agreement)
 
 
 def strengths_row(task: str, docs: int, reps: int) -> Outcome:
     """Baseline and nine strengths in one pass against ten stock runs, of which one is timed and taken ten times."""
-    from aft_harness.steering import Steering
-
     ours, theirs = _lm("steered-hf", "float32", True), _lm("steered", "float32", True)
     requests, groups = _requests(task, 0, docs, "default")
-    encoded = [ours.encode(*request.args) for request in requests]
-    variants = [None, *(Steering(ours.model, ours.booster, strength) for strength in STRENGTHS)]
-    longest = max(len(request.inputs) for request in encoded)
+    variants = [None, *(ours.steering_for(ours.booster, strength) for strength in STRENGTHS)]
     _warm(ours, theirs, requests)
 
     def together() -> Measured:
         start = time.perf_counter()
-        results = ours.engine.loglikelihoods(encoded, 16 * longest, variants=variants)
+        results = ours.score_variants([ours.encode(*request.args) for request in requests], variants)
         return Measured(time.perf_counter() - start, results[1 + STRENGTHS.index(1.0)])
 
     def ten_times() -> Measured:
@@ -112,17 +106,7 @@ def strengths_row(task: str, docs: int, reps: int) -> Outcome:
         return Measured(10 * once.seconds, once.results)
 
     first, second = _alternate(together, ten_times, reps)
-    left, right = first[0].results, second[0].results
-    return Outcome(
-        "ten runs of steered",
-        "float32",
-        docs,
-        16,
-        _median(first),
-        _median(second),
-        _difference(left, right),
-        _agreement(left, right, groups),
-    )
+    return _compared("ten runs of steered", "float32", docs, first, second, groups)
 
 
 def overhead_row(task: str, docs: int, reps: int) -> Outcome:
