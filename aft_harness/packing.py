@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+WIDTHS = (128, 160, 192, 224, 256, 288, 320, 352, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
+_JUDGED = 4000  # leaves that a width is judged by: enough to tell, however many there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +97,21 @@ def pack(sequences: Sequence[Sequence[int]], tails: Sequence[int], width: int) -
 def choose_width(
     sequences: Sequence[Sequence[int]],
     tails: Sequence[int],
+    max_tokens: int,
     *,
     attention_cost: float,
     widths: Sequence[int] = WIDTHS,
 ) -> int:
     """Find the row width at which scoring these sequences costs least.
 
-    Wide rows lay shared prefixes down less often; but with a dense mask every token pays for every column of its row.
-    The cost of a row of n columns is taken as n * (1 + n * attention_cost).
+    Wide rows lay shared prefixes down less often; but with a dense mask every token pays for every column of its row,
+    padding included. A batch of B rows of W columns is taken to cost B * W * (1 + W * attention_cost). Of very many
+    sequences the first in the order of their tokens stand for all.
 
     Args:
         sequences: as for `pack`.
         tails: as for `pack`.
+        max_tokens: as for `batches`; wider rows are not considered.
         attention_cost: cost of one more key column for one token, relative to all else the token costs.
         widths: the candidates; one that is too narrow for the longest sequence counts as the length of that sequence.
 
@@ -121,13 +125,16 @@ def choose_width(
         raise ValueError("no candidate widths")
     _check(sequences, tails)
     leaves, shared = _leaves(sequences)
-    lengths = [len(leaf.tokens) for leaf in leaves]
-    longest = max(lengths, default=1)
+    longest = max((len(leaf.tokens) for leaf in leaves), default=1)
+    lengths = [len(leaf.tokens) for leaf in leaves[:_JUDGED]]
+    shared = [*shared[: len(lengths) - 1], 0] if lengths else []
 
     def cost(width: int) -> float:
-        return sum(piece.size * (1 + piece.size * attention_cost) for piece in _plan(lengths, shared, width))
+        groups = _grouped([piece.size for piece in _plan(lengths, shared, width)], max_tokens)
+        shapes = ((len(group), group[0]) for group in groups)
+        return sum(count * widest * (1 + widest * attention_cost) for count, widest in shapes)
 
-    return min(sorted({max(width, longest) for width in widths}), key=cost)
+    return min(sorted({max(min(width, max_tokens), longest) for width in widths}), key=cost)
 
 
 def stats(rows: Sequence[Row]) -> tuple[int, int]:
@@ -147,15 +154,10 @@ def batches(rows: Sequence[Row], max_tokens: int) -> list[Batch]:
     Returns:
         Batches which together hold every row exactly once. No row is less than half as wide as its batch.
     """
-    groups: list[list[Row]] = []
-    for row in sorted(rows, key=len, reverse=True):
-        widest = len(groups[-1][0]) if groups else 0
-        # A row that would be mostly padding starts a batch: one more forward costs less than the padding.
-        if groups and (len(groups[-1]) + 1) * widest <= max_tokens and 2 * len(row) >= widest:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return [_pad(group) for group in groups]
+    by_width = sorted(rows, key=len, reverse=True)
+    ordered = iter(by_width)
+    groups = _grouped([len(row) for row in by_width], max_tokens)
+    return [_pad([next(ordered) for _ in group]) for group in groups]
 
 
 def visible(
@@ -336,6 +338,19 @@ def _lay(leaves: Sequence[_Leaf], tails: Sequence[int]) -> Row:
     return Row(
         torch.from_numpy(tokens), torch.from_numpy(depth), torch.from_numpy(subtree_end), tuple(members), tuple(columns)
     )
+
+
+def _grouped(widths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group widths, in descending order, into batches."""
+    groups: list[list[int]] = []
+    for width in sorted(widths, reverse=True):
+        widest = groups[-1][0] if groups else 0
+        # A row that would be mostly padding starts a batch: one more forward costs less than the padding.
+        if groups and (len(groups[-1]) + 1) * widest <= max_tokens and 2 * width >= widest:
+            groups[-1].append(width)
+        else:
+            groups.append([width])
+    return groups
 
 
 def _pad(rows: Sequence[Row]) -> Batch:

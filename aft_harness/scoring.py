@@ -34,7 +34,9 @@ COARSE_TOLERANCE = 0.15
 OnScored = Callable[[Sequence[int], list[list[tuple[float, bool]]]], None]
 """Told after each batch: the indices of its requests, and their results by variant."""
 
-_HEAD_ROWS = 512
+# How many logits are raised to float32 at a time: a second copy of all would double the memory, and on a CPU one that
+# does not fit its cache is four times slower.
+_HEAD_ELEMENTS = {"cpu": 2**20, "accelerator": 2**25}
 # What a model may raise when it is given a mask or positions that it has no use for.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
@@ -94,7 +96,7 @@ class Engine:
         self._resumes: dict[int, bool] = {}
         self._output_size = 0  # of the tuple that a layer returns; 0 for a bare tensor
         self._mask_forms = list(self._possible_mask_forms())
-        self._covered = (0, 0)
+        self._covered = _Extent()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,39 +134,28 @@ class Engine:
             By variant, by request: summed loglikelihood, and whether the continuation is the greedy one.
         """
         results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in variants]
+        remaining = set(range(len(requests)))
         with torch.no_grad():
-            for batch in self._laid(requests, max_tokens):
-                scored = self._score_variants(batch, requests, variants, softmax_dtype)
-                members = scored[0].members
-                found = [_pairs(scores) for scores in scored]
-                for variant, pairs in enumerate(found):
-                    for member, pair in zip(members, pairs, strict=True):
-                        results[variant][member] = pair
-                on_scored(members, found)
+            while remaining:
+                for batch in self._lay(requests, sorted(remaining), max_tokens):
+                    scored = self._checked(batch, requests, variants, softmax_dtype)
+                    if scored is None:
+                        break  # what remains is laid out again, in plain rows
+                    members = scored[0].members
+                    found = [_pairs(scores) for scores in scored]
+                    for variant, pairs in enumerate(found):
+                        for member, pair in zip(members, pairs, strict=True):
+                            results[variant][member] = pair
+                    remaining.difference_update(members)
+                    on_scored(members, found)
         return results
-
-    def _laid(self, requests: Sequence[Request], max_tokens: int) -> Iterator[Batch]:
-        """Batches over all requests, packed as long as that is right."""
-        remaining = list(range(len(requests)))
-        if self.packed and remaining:
-            batches = self._lay(requests, remaining, max_tokens)
-            done: set[int] = set()
-            for batch in batches:
-                if not self.agrees(batch, requests):
-                    break
-                yield batch
-                done.update(member for row in batch.rows for member in row.members)
-            remaining = [index for index in remaining if index not in done]
-        if remaining:
-            yield from self._lay(requests, remaining, max_tokens)
 
     def _lay(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:
         sequences = [requests[index].inputs for index in indices]
         tails = [len(requests[index].continuation) for index in indices]
         width = 1
         if self.packed:
-            widths = [width for width in packing.WIDTHS if width <= max_tokens] or [max_tokens]
-            width = packing.choose_width(sequences, tails, attention_cost=self.attention_cost, widths=widths)
+            width = packing.choose_width(sequences, tails, max_tokens, attention_cost=self.attention_cost)
         rows = packing.pack(sequences, tails, width)
         named = [replace(row, members=tuple(indices[member] for member in row.members)) for row in rows]
         return packing.batches(named, max_tokens)
@@ -205,13 +196,19 @@ class Engine:
         logits = self._logits(batch, keep)
         device = logits.device
         slots, targets, owners = slots.to(device), wanted.targets.to(device), wanted.owners.to(device)
-        chosen, first = _chosen(logits, slots, targets)
+        normalisers, tops = _normalisers(logits)
+        chosen = logits[slots, targets]
+        terms = chosen.to(normalisers.dtype) - normalisers[slots]
         # The roundings of lm-eval: each term to the dtype of the softmax, then their sum, which torch forms in float32.
         rounded = softmax_dtype or logits.dtype
-        terms = chosen.to(rounded).to(chosen.dtype)
+        terms = terms.to(rounded).to(terms.dtype)
         count = len(wanted.members)
         sums = torch.zeros(count, dtype=terms.dtype, device=device).index_add(0, owners, terms)
-        misses = torch.zeros(count, dtype=torch.long, device=device).index_add(0, owners, (~first).long())
+        misses = torch.zeros(count, dtype=torch.long, device=device)
+        misses.index_add_(0, owners, (chosen != tops[slots]).long())
+        # Of equally likely tokens argmax takes one: a slow look, needed only where nothing else was missed.
+        tied = (misses == 0)[owners]
+        misses.index_add_(0, owners[tied], (logits[slots[tied]].argmax(dim=-1) != targets[tied]).long())
         return Scores(wanted.members, sums.to(rounded), misses == 0)
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
@@ -229,49 +226,67 @@ class Engine:
     def agrees(self, batch: Batch, requests: Sequence[Request]) -> bool:
         """Whether packed rows as wide and deep as these give what plain rows give; if not, rows are plain from now on.
 
-        Runs a few plain rows when a batch is wider or deeper than everything checked so far.
+        Runs the rows that tell most, and two requests in plain rows, when the batch is wider or deeper than everything
+        checked so far.
         """
-        if not self.packed:
-            return False
-        depth = int(batch.position_ids.max()) + 1
-        width = batch.input_ids.shape[1]
-        if width <= self._covered[0] and depth <= self._covered[1]:
-            return True
+        if self.packed and not self._extent(batch) <= self._covered:
+            telling = {id(row): row for row, _ in _telling(batch)}
+            trial = packing.batches(list(telling.values()), sum(map(len, batch.rows)))
+            with torch.no_grad():
+                return all(self._checked(part, requests, (None,), torch.float32) is not None for part in trial)
+        return self.packed
+
+    def _checked(
+        self,
+        batch: Batch,
+        requests: Sequence[Request],
+        variants: Sequence[Steering | None],
+        softmax_dtype: torch.dtype | None,
+    ) -> list[Scores] | None:
+        """Scores a batch; one that is laid out like none before is compared with plain rows.
+
+        Returns:
+            Scores by variant, or None when packed rows are wrong: rows are plain from then on.
+        """
+        extent = self._extent(batch)
+        if not self.packed or extent <= self._covered:
+            return self._score_variants(batch, requests, variants, softmax_dtype)
         while self._mask_forms:
-            if self._same_as_plain(batch, requests):
-                self._covered = (max(width, self._covered[0]), max(depth, self._covered[1]))
-                return True
-            self._mask_forms.pop(0)
-            self._covered = (0, 0)
-        self.packed = False
-        logger.info("%s does not take packed rows; using plain rows", type(self.model).__name__)
-        return False
-
-    def _same_as_plain(self, batch: Batch, requests: Sequence[Request]) -> bool:
-        deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
-        checked = [batch.rows[0]] if deepest is batch.rows[0] else [batch.rows[0], deepest]
-        return all(self._row_same_as_plain(row, requests) for row in checked)
-
-    def _row_same_as_plain(self, row: Row, requests: Sequence[Request]) -> bool:
-        ends = [int(tail[-1]) for tail in row.tails]
-        deepest = max(range(len(ends)), key=lambda place: int(row.depth[ends[place]]))
-        # The first has no sibling before it, the last all of them; the deepest meets every window.
-        members = {row.members[place] for place in (0, deepest, len(ends) - 1)}
-        with torch.no_grad():
             try:
-                tree = self.score(packing.batches([row], 1)[0], requests, torch.float32)
+                scored = self._score_variants(batch, requests, variants, softmax_dtype)
+                if self._same_as_plain(batch, requests, variants[0], scored[0], softmax_dtype):
+                    self._covered = self._covered | extent
+                    return scored
             except torch.OutOfMemoryError:
                 raise
             except _REFUSALS as error:
                 logger.debug("packed rows are refused: %s", error)
+            self._mask_forms.pop(0)
+            self._covered = _Extent()
+            self._resumes.clear()
+        self.packed = False
+        logger.info("%s does not take packed rows; using plain rows", type(self.model).__name__)
+        return None
+
+    def _extent(self, batch: Batch) -> _Extent:
+        depth = int(batch.position_ids.max()) + 1
+        return _Extent(batch.input_ids.shape[1], depth, any(map(_branches, batch.rows)))
+
+    def _same_as_plain(
+        self,
+        batch: Batch,
+        requests: Sequence[Request],
+        variant: Steering | None,
+        scores: Scores,
+        softmax_dtype: torch.dtype | None,
+    ) -> bool:
+        packed = dict(zip(scores.members, scores.loglikelihoods.tolist(), strict=True))
+        plain = Engine(self.model, self.layers, self.device, packed=False)
+        for member in {member for _, member in _telling(batch)}:
+            request = requests[member]
+            (((alone, _),),) = plain.loglikelihoods([request], 1, variants=[variant], softmax_dtype=softmax_dtype)
+            if not abs(alone - packed[member]) <= self._tolerance * len(request.continuation):
                 return False
-            packed = dict(zip(tree.members, tree.loglikelihoods.tolist(), strict=True))
-            plain = Engine(self.model, self.layers, self.device, packed=False)
-            for member in members:
-                request = requests[member]
-                (((alone, _),),) = plain.loglikelihoods([request], max_tokens=1)
-                if not abs(alone - packed[member]) <= self._tolerance * len(request.continuation):
-                    return False
         return True
 
     def resumes(self, batch: Batch, layer: int) -> bool:
@@ -281,6 +296,7 @@ class Engine:
         is run in full from then on.
         """
         if layer not in self._resumes:
+            batch = packing.batches([min(batch.rows, key=len)], 1)[0]
             keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
             keep[:, -1] = True
             keep[:, 0] = True
@@ -369,17 +385,45 @@ class _Wanted:
         return cls(members, torch.cat(columns), torch.tensor(targets), owners)
 
 
-def _chosen(logits: Tensor, slots: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at its slot, at least float32, and whether it is the likeliest token there."""
+def _normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the sum of exponentials at each position, in at least float32, and the largest logit there."""
     precision = torch.promote_types(logits.dtype, torch.float32)
-    normalisers, firsts = [], []
-    for part in logits.split(_HEAD_ROWS):  # a second copy of all logits would double the memory
-        firsts.append(part.argmax(dim=-1))
-        normalisers.append(part.to(precision).logsumexp(dim=-1))
+    size = _HEAD_ELEMENTS["cpu" if logits.device.type == "cpu" else "accelerator"]
+    parts = logits.split(max(1, size // logits.shape[-1]))
     return (
-        logits[slots, targets].to(precision) - torch.cat(normalisers)[slots],
-        torch.cat(firsts)[slots] == targets,
+        torch.cat([part.to(precision).logsumexp(dim=-1) for part in parts]),
+        torch.cat([part.detach().amax(dim=-1) for part in parts]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """What packed rows have been checked for: their width and depth, and whether they branched."""
+
+    width: int = 0
+    depth: int = 0
+    branching: bool = False
+
+    def __le__(self, other: _Extent) -> bool:
+        return self.width <= other.width and self.depth <= other.depth and self.branching <= other.branching
+
+    def __or__(self, other: _Extent) -> _Extent:
+        return _Extent(max(self.width, other.width), max(self.depth, other.depth), self.branching or other.branching)
+
+
+def _branches(row: Row) -> bool:
+    return int(row.subtree_end.min()) < len(row)
+
+
+def _telling(batch: Batch) -> list[tuple[Row, int]]:
+    """The rows, with a member of each, on which a wrong mask shows.
+
+    The deepest member meets every window; the last of the widest row that branches has all its siblings before it.
+    """
+    deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
+    end = max(range(len(deepest.tails)), key=lambda place: int(deepest.depth[deepest.tails[place][-1]]))
+    branching = [row for row in batch.rows if _branches(row)]
+    return [(deepest, deepest.members[end]), *((row, row.members[-1]) for row in branching[:1])]
 
 
 def _pairs(scores: Scores) -> list[tuple[float, bool]]:

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from aft_harness.booster import Booster
 from aft_harness.errors import AftError, BoosterError, CacheError, ModelError, ReferenceSyntaxError
 from aft_harness.lm import SteeredHFLM
+from aft_harness.scoring import _Extent
 from aft_harness.steering import decoder_layers
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
@@ -117,7 +118,7 @@ def test_a_model_object_is_left_as_it_was(tiny_model: Any, tiny_tokenizer: Any) 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("boom")
 
-    lm.engine._covered = (999, 999)
+    lm.engine._covered = _Extent(999, 999, True)
     decoder_layers(model)[3].forward = fail
     with pytest.raises(RuntimeError, match="boom"):
         lm.loglikelihood(requests())

@@ -209,10 +209,10 @@ def test_unshared_sequences_fill_their_rows() -> None:
 # Choosing a width
 
 
-def measured_cost(sequences: Sequences, width: int, attention_cost: float) -> float:
-    """Cost of the rows that packing really makes."""
-    rows = pack(sequences, [1] * len(sequences), width)
-    return sum(len(row) * (1 + len(row) * attention_cost) for row in rows)
+def measured_cost(sequences: Sequences, width: int, max_tokens: int, attention_cost: float) -> float:
+    """Cost of the batches that packing really makes."""
+    shapes = [batch.input_ids.shape for batch in batches(pack(sequences, [1] * len(sequences), width), max_tokens)]
+    return sum(rows * columns * (1 + columns * attention_cost) for rows, columns in shapes)
 
 
 @pytest.mark.parametrize(("attention_cost", "expected"), [(0.0, 2048), (1e-3, 512), (1.0, 256)])
@@ -220,36 +220,44 @@ def test_choose_width_weighs_sharing_against_attention(attention_cost: float, ex
     # A row of k documents takes about 100 + 120 k columns: one document in 256 columns, three in 512, seven in 1024.
     sequences = few_shot(100, 100, context=range(70, 71), ending=range(20, 31), endings=2)
     widths = (128, 256, 512, 1024, 2048)
-    assert choose_width(sequences, [1] * len(sequences), attention_cost=attention_cost, widths=widths) == expected
+    tails = [1] * len(sequences)
+    assert choose_width(sequences, tails, 8192, attention_cost=attention_cost, widths=widths) == expected
 
 
-@for_all(requests(), st.lists(widths, min_size=1), st.floats(0, 1))
-def test_choose_width_takes_the_cheapest_of_the_rows_pack_makes(
-    drawn: Drawn, candidates: list[int], attention_cost: float
+@for_all(requests(), st.lists(widths, min_size=1), st.integers(1, 300), st.floats(0, 1))
+def test_choose_width_takes_the_cheapest_of_the_batches_made(
+    drawn: Drawn, candidates: list[int], max_tokens: int, attention_cost: float
 ) -> None:
     sequences, tails = drawn
     longest = max(map(len, sequences))
     costs = {
-        width: measured_cost(sequences, width, attention_cost)
-        for width in sorted({max(width, longest) for width in candidates})
+        width: measured_cost(sequences, width, max_tokens, attention_cost)
+        for width in sorted({max(min(width, max_tokens), longest) for width in candidates})
     }
-    chosen = choose_width(sequences, tails, attention_cost=attention_cost, widths=candidates)
+    chosen = choose_width(sequences, tails, max_tokens, attention_cost=attention_cost, widths=candidates)
     assert chosen == min(costs, key=costs.__getitem__)
 
 
 def test_choose_width_is_never_narrower_than_the_longest_sequence() -> None:
-    assert choose_width([[1] * 700, [2]], [1, 1], attention_cost=1.0, widths=(128, 256)) == 700
+    assert choose_width([[1] * 700, [2]], [1, 1], 300, attention_cost=1.0, widths=(128, 256)) == 700
 
 
 def test_choose_width_takes_the_narrowest_of_equals() -> None:
-    assert choose_width([[1] * 100], [1], attention_cost=0.0, widths=(512, 256, 128)) == 128
+    assert choose_width([[1] * 100], [1], 4096, attention_cost=0.0, widths=(512, 256, 128)) == 128
+
+
+def test_choose_width_judges_many_sequences_by_the_first_of_them() -> None:
+    few, many = ([[1, 2, 3, document, ending] for document in range(count) for ending in (1, 2)] for count in (9, 9000))
+    chosen = [choose_width(some, [1] * len(some), 512, attention_cost=1e-3) for some in (many[:4000], many)]
+    assert chosen[0] == chosen[1]
+    assert choose_width(few, [1] * len(few), 512, attention_cost=1e-3) == 128
 
 
 def test_choose_width_refuses() -> None:
     with pytest.raises(ValueError, match="no candidate"):
-        choose_width([[1]], [1], attention_cost=0.0, widths=())
+        choose_width([[1]], [1], 8, attention_cost=0.0, widths=())
     with pytest.raises(ValueError, match="sequence 0"):
-        choose_width([[]], [1], attention_cost=0.0)
+        choose_width([[]], [1], 8, attention_cost=0.0)
 
 
 # Batches

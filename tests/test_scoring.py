@@ -97,6 +97,37 @@ def test_a_window_is_noticed_only_by_rows_that_are_longer(tiny_model: Any) -> No
     assert_equal(found, [alone(model, request) for request in requests])
 
 
+def test_a_long_row_without_branches_proves_nothing_about_branches(tiny_model: Any) -> None:
+    # A recurrent model agrees with itself on a chain; the tree beside it is what it cannot take.
+    model = tiny_model("mamba")
+    requests = [Request(tuple(range(3, 90)), (5, 6)), *made_requests(documents=3)]
+    runner = engine(model)
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert not runner.packed
+    assert_equal(found, [alone(model, request) for request in requests])
+
+
+def test_the_check_costs_two_plain_rows(tiny_model: Any) -> None:
+    model, requests = tiny_model("llama"), made_requests()
+    passes: list[tuple[int, ...]] = []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: passes.append(tuple(args[0].shape)))
+    runner = engine(model)
+    runner.loglikelihoods(requests, 5000)
+    first = len(passes)
+    runner.loglikelihoods(requests, 5000)
+    assert first - (len(passes) - first) == 2
+
+
+def test_of_equally_likely_tokens_the_first_is_the_greedy_one(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    requests = [Request((5, 6, 7), (token, 0)) for token in (0, 3, 9)]
+    (found,) = engine(model).loglikelihoods(requests, 100)
+    assert [greedy for _, greedy in found] == [True, False, False]
+    assert_equal(found, [alone(model, request) for request in requests])
+
+
 def test_variants_in_one_pass_equal_single_runs(tiny_model: Any) -> None:
     for architecture in ("llama", "falcon", "bloom"):
         model = tiny_model(architecture)
