@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -314,6 +314,28 @@ class Engine:
             if not self._resumes[layer]:
                 logger.info("%s cannot be resumed at layer %d; using full passes", type(self.model).__name__, layer)
         return self._resumes[layer]
+
+    @contextmanager
+    def differentiated(self) -> Iterator[None]:
+        """In this block attention is the kind whose backward pass is quick.
+
+        The rule: on a CPU, in half precision, plain matrix products instead of torch's fused attention, whose backward
+        pass is slow there (`scripts/bench.py --only training-attention-bf16` measures it); everywhere else what the
+        model has.
+        """
+        model: Any = self.model
+        fused = getattr(model.config, "_attn_implementation", None) == "sdpa"
+        if not (fused and self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)):
+            yield
+            return
+        covered = self._covered
+        try:
+            model.set_attn_implementation("eager")
+            self._covered = _Extent()  # what was checked was checked with the other kind
+            yield
+        finally:
+            model.set_attn_implementation("sdpa")
+            self._covered = covered
 
     @property
     def _tolerance(self) -> float:

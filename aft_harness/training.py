@@ -143,7 +143,7 @@ def train(
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []
     best: tuple[float, int, dict[int, Tensor], Score | None] | None = None
-    with StateStore(cache_limit) as store, _frozen(lm.model):
+    with StateStore(cache_limit) as store, _frozen(lm.model), lm.engine.differentiated():
         lesson = Lesson(
             lm.engine, tasks, chosen[0], store, objective=settings.objective, choice_norm=settings.choice_norm
         )

@@ -220,6 +220,27 @@ def test_half_precision_scores_follow_the_dtype_of_the_softmax(tiny_model: Any) 
     assert any(score != float(torch.tensor(score, dtype=torch.bfloat16)) for score, _ in fine)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3_text", "gpt2", "bloom"])
+def test_half_precision_is_differentiated_through_plain_attention(tiny_model: Any, architecture: str) -> None:
+    model = tiny_model(architecture).to(torch.bfloat16)
+    runner, requests = engine(model), made_requests()
+    before = model.config._attn_implementation
+    (fused,) = runner.loglikelihoods(requests, 500)
+    with pytest.raises(RuntimeError, match="boom"), runner.differentiated():
+        assert model.config._attn_implementation == "eager"
+        (plain,) = runner.loglikelihoods(requests, 500)
+        assert model.config._attn_implementation == "eager"
+        raise RuntimeError("boom")
+    assert model.config._attn_implementation == before
+    assert max(abs(one - other) for (one, _), (other, _) in zip(fused, plain, strict=True)) < 0.2
+
+
+def test_single_precision_keeps_the_attention_it_has(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    with engine(model).differentiated():
+        assert model.config._attn_implementation == "sdpa"
+
+
 def test_joined_rows_do_not_see_each_other() -> None:
     rows = packing.pack([(1, 2, 3), (1, 2, 4), (9, 8)], [2, 1, 1], 1)
     ((row, parts),) = joined(rows, 100)
