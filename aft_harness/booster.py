@@ -1,7 +1,8 @@
 """What a booster is: injections by decoder layer, and where they came from.
 
-Knows the file format, identity and mixing. Knows nothing of models, tasks or how boosters are made; attaching one to a
-running model is `steering.py`'s work, and finding the file that a user named is `references.py`'s.
+Knows the file format, identity and mixing; what one injection does stands in `injections.py`. Knows nothing of models,
+tasks or how boosters are made; attaching one to a running model is `steering.py`'s work, and finding the file that a
+user named is `references.py`'s.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from aft_harness.errors import BoosterError
+from aft_harness.injections import KINDS, Injection, StaticInjection
 
 FORMAT_VERSION = 1
 METADATA_KEY = "aft"
@@ -34,60 +36,6 @@ DOCUMENTS_IN_FILE = 2000
 """Training-document hashes beyond this number go into a sidecar file beside the booster."""
 
 _LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
-_STATIC_SPEC = {"kind": "static", "activation": "none", "input_norm": "none", "positions": "all"}
-
-
-@dataclass(frozen=True, eq=False)
-class StaticInjection:
-    """`h -> h + vector`, the same at every position.
-
-    Attributes:
-        vector: The added vector, [hidden]; float32 in a booster, any float dtype while it trains.
-    """
-
-    vector: Tensor
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream this injection fits."""
-        return self.vector.shape[0]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the file format, by their name after `layers.{L}.`."""
-        return {"vector": self.vector}
-
-    @property
-    def spec(self) -> dict[str, str]:
-        """The entry of this injection in the file's `injections`."""
-        return dict(_STATIC_SPEC)
-
-    def delta(self, hidden: Tensor) -> Tensor:
-        """The change of the residual stream, in the dtype and on the device of `hidden` [..., hidden]."""
-        return self.vector.to(device=hidden.device, dtype=hidden.dtype)
-
-    def scaled(self, strength: float) -> StaticInjection:
-        """This injection with its delta multiplied by `strength`."""
-        return self if strength == 1.0 else StaticInjection(self.vector * strength)
-
-    def plus(self, other: StaticInjection) -> StaticInjection:
-        """The injection whose delta is the sum of both deltas, which must have one hidden size."""
-        return StaticInjection(self.vector + other.vector)
-
-    @classmethod
-    def from_tensors(cls, spec: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StaticInjection:
-        """Builds the injection from a file's entry; raises `ValueError` with the reason when it cannot."""
-        if dict(spec) != _STATIC_SPEC:
-            raise ValueError(f"a static injection must say {json.dumps(_STATIC_SPEC)}, not {json.dumps(dict(spec))}")
-        if set(tensors) != {"vector"}:
-            raise ValueError(f"a static injection has one tensor 'vector', not {sorted(tensors)}")
-        if tensors["vector"].dim() != 1 or not len(tensors["vector"]):
-            raise ValueError(f"'vector' must have one dimension, not shape {list(tensors['vector'].shape)}")
-        return cls(tensors["vector"])
-
-
-Injection = StaticInjection
-_KINDS: dict[str, type[Injection]] = {"static": StaticInjection}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +73,19 @@ class Booster:
             >>> Booster.static({8: torch.zeros(576)}).layers
             (8,)
         """
-        detached = {layer: vector.detach().to("cpu", torch.float32).clone() for layer, vector in vectors.items()}
-        return cls({layer: StaticInjection(vector) for layer, vector in detached.items()}, dict(provenance or {}))
+        return cls.of({layer: StaticInjection(vector) for layer, vector in vectors.items()}, provenance)
+
+    @classmethod
+    def of(cls, injections: Mapping[int, Injection], provenance: Mapping[str, Any] | None = None) -> Booster:
+        """A booster with float32 copies of injections that may be on any device, in any dtype and still training."""
+
+        def copied(injection: Injection) -> Injection:
+            tensors = injection.tensors.items()
+            return injection.with_tensors(
+                {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in tensors}
+            )
+
+        return cls({layer: copied(injection) for layer, injection in injections.items()}, dict(provenance or {}))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -166,7 +125,7 @@ class Booster:
     @property
     def is_zero(self) -> bool:
         """Whether attaching it would leave the model unchanged."""
-        return all(not tensor.any() for tensor in self.tensors.values())
+        return all(injection.is_zero for injection in self.injections.values())
 
     def scaled(self, strength: float) -> Booster:
         """This booster with every delta multiplied by `strength`; the provenance is kept."""
@@ -248,7 +207,10 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
     injections: dict[int, Injection] = {}
     for booster, strength in parts:
         for layer, injection in booster.scaled(strength).injections.items():
-            injections[layer] = injections[layer].plus(injection) if layer in injections else injection
+            try:
+                injections[layer] = injections[layer].plus(injection) if layer in injections else injection
+            except ValueError as error:
+                raise BoosterError(f"layer {layer}: {error}") from None
     provenance: dict[str, Any] = {"method": "mix", "parts": [], "tasks": []}
     documents: set[str] = set()
     for booster, strength in parts:
@@ -344,9 +306,9 @@ def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     for key, spec in specs.items():
         if not _LAYER.fullmatch(key):
             raise BoosterError(f"layer {key!r} is out of range: layers are whole numbers counted from 0")
-        if not isinstance(spec, dict) or spec.get("kind") not in _KINDS:
+        if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
             kind = spec.get("kind") if isinstance(spec, dict) else spec
-            raise BoosterError(f"layer {key} has kind {kind!r}; this aft_harness knows {', '.join(_KINDS)}")
+            raise BoosterError(f"layer {key} has kind {kind!r}; this aft_harness knows {', '.join(KINDS)}")
         prefix = f"layers.{key}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         claimed.update(prefix + name for name in own)
@@ -354,7 +316,7 @@ def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
             if tensor.dtype != torch.float32:
                 raise BoosterError(f"{prefix}{name} is {tensor.dtype}, not float32")
         try:
-            injections[int(key)] = _KINDS[spec["kind"]].from_tensors(spec, own)
+            injections[int(key)] = KINDS[spec["kind"]](spec, own)
         except ValueError as error:
             raise BoosterError(f"layer {key}: {error}") from None
     if unknown := sorted(set(tensors) - claimed):

@@ -42,17 +42,6 @@ def question_field(documents: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def document_hash(document: Mapping[str, Any], field: str | None, text: str) -> str:
-    """The 8-byte hash, as hex, of a document's question.
-
-    Args:
-        document: The document.
-        field: What `question_field` found for its task.
-        text: The document's own prompt without few-shot examples, used where `field` is None.
-    """
-    return text_hash(str(document[field]) if field else text)
-
-
 def possible_hashes(document: Mapping[str, Any], text: str) -> set[str]:
     """Every hash that a document could have been recorded under, whatever field was chosen for its task."""
     texts = [document.get(field) for field in QUESTION_FIELDS]

@@ -6,8 +6,8 @@ without one. Statistics are `samples.py`'s and `statistics.py`'s work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from lm_eval.loggers import EvaluationTracker
 
 from aft_harness.booster import Booster
 from aft_harness.errors import TaskError
-from aft_harness.examples import Prompting, task_manager
+from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_manager
 from aft_harness.lm import SteeredHFLM
-from aft_harness.samples import by_document, compare_samples
+from aft_harness.samples import bounds, by_document, compare_samples
+from aft_harness.score_store import Result, ScoreStore, key
+from aft_harness.scoring import Request
 from aft_harness.statistics import PairedCount
 
-Result = tuple[float, bool]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def evaluate(
     prompting: Prompting | None = None,
     *,
     limit: int | None = None,
+    docs: str | None = None,
     output: Path | None = None,
+    store: ScoreStore | None = None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> list[VariantResults]:
     """Evaluates tasks under every variant, on the same documents with the same prompts.
 
@@ -69,7 +74,10 @@ def evaluate(
         tasks: lm-eval tasks or groups.
         prompting: How prompts are formatted.
         limit: Documents per task; None takes all.
+        docs: Documents by id instead, as a slice `a:b`.
         output: Folder for lm-eval's own output files, one folder a variant.
+        store: Where loglikelihoods are kept, and looked up before they are computed.
+        on_progress: Told how many requests of a task are scored, of how many.
 
     Raises:
         BoosterError: A booster that does not fit the model.
@@ -77,7 +85,8 @@ def evaluate(
     """
     prompting = prompting or Prompting()
     manager = task_manager(tasks, prompting.include_path)
-    shared = _SharedPass(lm, variants)
+    shared = _SharedPass(lm, variants, store, on_progress)
+    chosen = _documents(tasks, docs, prompting.include_path) if docs else None
     multiturn = prompting.fewshot_as_multiturn
     evaluated = []
     for index, variant in enumerate(variants):
@@ -90,6 +99,7 @@ def evaluate(
                 task_manager=manager,
                 num_fewshot=prompting.num_fewshot,
                 limit=limit,
+                samples=chosen,
                 system_instruction=prompting.system_instruction,
                 apply_chat_template=prompting.apply_chat_template,
                 fewshot_as_multiturn=prompting.apply_chat_template if multiturn is None else multiturn,
@@ -119,22 +129,68 @@ def paired(baseline: VariantResults, steered: VariantResults) -> Iterator[tuple[
                     yield task, metric if name == "none" else f"{metric},{name}", compare_samples(before, after, metric)
 
 
+def _documents(tasks: Sequence[str], docs: str, include_path: Sequence[str]) -> dict[str, list[int]]:
+    """The ids that a slice means in each task, as lm-eval's `samples`."""
+    start, stop = bounds(docs)
+    loaded = load_tasks([TaskSelection(name) for name in tasks], include_path)
+    found = {selection.name: list(range(len(task.eval_docs)))[start:stop] for selection, task in loaded}
+    for name, ids in found.items():
+        if not ids:
+            raise TaskError(f"--docs {docs}: task {name} has no document there")
+    return found
+
+
 class _SharedPass:
     """Scores each request once for all variants, when the first of them asks for it."""
 
-    def __init__(self, lm: SteeredHFLM, variants: Sequence[Variant]) -> None:
+    def __init__(
+        self, lm: SteeredHFLM, variants: Sequence[Variant], store: ScoreStore | None, on_progress: OnProgress
+    ) -> None:
         self.lm, self.variants = lm, variants
         self.steerings = [lm.steering_for(variant.booster, variant.strength) for variant in variants]
-        self._scored: dict[tuple[str, str], list[Result]] = {}
+        self._identities = []
+        for variant in variants:
+            with lm.steered_as(variant.booster, variant.strength):
+                self._identities.append(lm.cache_identity())
+        self._store, self._on_progress = store, on_progress
+        self._scored: list[dict[Request, Result]] = [{} for _ in variants]
+        self._encoded: dict[tuple[str, str], Request] = {}
 
     def loglikelihood(self, requests: Sequence[Instance], index: int) -> list[Result]:
-        missing = list(dict.fromkeys(request.args for request in requests if request.args not in self._scored))
-        if missing:
-            encoded = [self.lm.encode(*pair) for pair in missing]
-            by_variant = self.lm.score_variants(encoded, self.steerings)
-            for place, pair in enumerate(missing):
-                self._scored[pair] = [results[place] for results in by_variant]
-        return [self._scored[request.args][index] for request in requests]
+        for request in requests:
+            if request.args not in self._encoded:
+                self._encoded[request.args] = self.lm.encode(*request.args)
+        wanted = [self._encoded[request.args] for request in requests]
+        if any(request not in self._scored[index] for request in wanted):
+            self._score(list(dict.fromkeys(wanted)))
+        return [self._scored[index][request] for request in wanted]
+
+    def _score(self, requests: Sequence[Request]) -> None:
+        keys = [[key(identity, *astuple(request)) for request in requests] for identity in self._identities]
+        if self._store:
+            for own, scored in zip(keys, self._scored, strict=True):
+                stored = self._store.get(own)
+                scored.update(
+                    (request, stored[key]) for request, key in zip(requests, own, strict=True) if key in stored
+                )
+        # One pass for whatever is missing: a study that goes on lacks the same requests of the same variants.
+        lacking = [index for index, scored in enumerate(self._scored) if any(one not in scored for one in requests)]
+        places = [place for place, one in enumerate(requests) if any(one not in self._scored[i] for i in lacking)]
+        done = len(requests) - len(places)
+
+        def record(members: Sequence[int], results: Sequence[Sequence[Result]]) -> None:
+            nonlocal done
+            for index, found in zip(lacking, results, strict=True):
+                pairs = {places[member]: result for member, result in zip(members, found, strict=True)}
+                self._scored[index].update((requests[place], result) for place, result in pairs.items())
+                if self._store:
+                    self._store.put({keys[index][place]: result for place, result in pairs.items()})
+            done += len(members)
+            self._on_progress(done, len(requests))
+
+        if places:
+            steerings = [self.steerings[index] for index in lacking]
+            self.lm.score_variants([requests[place] for place in places], steerings, on_scored=record)
 
 
 class _VariantLM(LM):
@@ -147,7 +203,7 @@ class _VariantLM(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[Result]:
         with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
-            lm.warn_of_training_documents(requests)
+            lm.examine(requests)
         return self._shared.loglikelihood(requests, self._index)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ class Example:
     Attributes:
         task: Task name.
         document: Hash of the question, see `documents.py`.
+        question: The question's own text, without few-shot examples, instructions or choices.
         requests: One per choice; a single one where the document has a target text and no choices.
         gold: Indices of the right choices.
         choices: The choices' texts, as lm-eval's length-normalised accuracy measures them.
@@ -43,6 +44,7 @@ class Example:
 
     task: str
     document: str
+    question: str
     requests: tuple[Request, ...]
     gold: tuple[int, ...]
     choices: tuple[str, ...]
@@ -104,9 +106,6 @@ class TaskExamples:
     development: list[Example] = field(repr=False)
     overlapping: int = 0
     goldless: int = 0
-
-
-Encode = Callable[[str, str], Request]
 
 
 def load_tasks(
@@ -233,8 +232,9 @@ class _Rows:
         field = documents.question_field(list(task.eval_docs))
         if field and not all(isinstance(doc.get(field), str) for doc in self.docs.values()):
             field = None
-        self.hashes = {index: self._hash(doc, field) for index, doc in self.docs.items()}
-        self._evaluated = {self._hash(doc, field) for doc in evaluated}
+        self.questions = {index: self._question(doc, field) for index, doc in self.docs.items()}
+        self.hashes = {index: documents.text_hash(text) for index, text in self.questions.items()}
+        self._evaluated = {documents.text_hash(self._question(doc, field)) for doc in evaluated}
 
     @classmethod
     def of(cls, task: Any, selection: TaskSelection) -> _Rows:
@@ -277,13 +277,12 @@ class _Rows:
             cut += 1
         return order[:cut], order[cut:]
 
-    def _hash(self, doc: dict[str, Any], field: str | None) -> str:
-        return documents.document_hash(doc, field, "" if field else _question_text(self._task, doc))
-
-
-def _question_text(task: Any, doc: dict[str, Any]) -> str:
-    text = task.doc_to_text(doc)
-    return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
+    def _question(self, doc: dict[str, Any], field: str | None) -> str:
+        """The field that holds the question, else the document's own prompt without few-shot examples."""
+        if field:
+            return str(doc[field])
+        text = self._task.doc_to_text(doc)
+        return text if isinstance(text, str) else "\n".join(map(str, self._task.doc_to_choice(doc)))
 
 
 def _split_docs(task: Any, split: str, name: str) -> Any:
@@ -344,7 +343,7 @@ def _build(
     built: dict[int, Example] = {}
     for position, index in enumerate(chosen):
         instances = sorted(grouped[position], key=lambda instance: instance.idx)
-        example = _example(task, rows.docs[index], rows.hashes[index], instances, prompting, lm.encode, weight)
+        example = _example(task, rows, index, instances, prompting, lm, weight)
         if example is not None:
             built[index] = example
     return built
@@ -352,14 +351,14 @@ def _build(
 
 def _example(
     task: Any,
-    doc: dict[str, Any],
-    digest: str,
+    rows: _Rows,
+    index: int,
     instances: list[Any],
     prompting: Prompting,
-    encode: Encode,
+    lm: Any,
     weight: float,
 ) -> Example | None:
-    name = str(task.config.task)
+    doc, said = rows.docs[index], (str(task.config.task), rows.hashes[index], rows.questions[index])
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = tuple(map(str, task.doc_to_choice(doc)))
         gold = _gold_choices(task, doc, choices)
@@ -367,14 +366,16 @@ def _example(
             return None
         # A task that also scores by mutual information appends one unconditional request per choice.
         pairs = [instance.args[:2] for instance in instances[: len(choices)]]
-        return Example(name, digest, tuple(encode(*pair) for pair in pairs), gold, choices, weight)
+        requests = tuple(lm.encode(*pair) for pair in pairs)
+        lm.check_letters(said[0], requests)
+        return Example(*said, requests, gold, choices, weight)
     context = instances[0].args[0]
     if task.OUTPUT_TYPE == "loglikelihood":
         target, text = instances[0].args[1], str(instances[0].args[1])
     else:
         text = _gold_text(task, doc)
         target = _delimiter(task, prompting) + text
-    return Example(name, digest, (encode(context, target),), (0,), (text,), weight) if text.strip() else None
+    return Example(*said, (lm.encode(context, target),), (0,), (text,), weight) if text.strip() else None
 
 
 def _gold_choices(task: Any, doc: dict[str, Any], choices: Sequence[str]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from tqdm import tqdm
 import aft_harness
 from aft_harness import documents, references
 from aft_harness.booster import Booster, base_model_key
-from aft_harness.errors import AftError, CacheError, ModelError, ReferenceSyntaxError
+from aft_harness.errors import AftError, CacheError, ModelError, ReferenceSyntaxError, TaskError
 from aft_harness.identity import BaseModel, identify
 from aft_harness.scoring import Engine, OnScored, Request
 from aft_harness.steering import Steering, check_causal, decoder_layers
@@ -32,6 +33,8 @@ from aft_harness.steering import Steering, check_causal, decoder_layers
 logger = logging.getLogger(__name__)
 
 CACHE_KEY = "aft_harness:written_by"
+LETTER_TASK = re.compile(r"aft_\w+_letter")
+"""Names of the tasks whose answers are letters."""
 
 
 class SteeredHFLM(HFLM):
@@ -125,6 +128,33 @@ class SteeredHFLM(HFLM):
                 first, second = second[:1], second[1:]
         return self._request(first, second)
 
+    def check_letters(self, task: str, requests: Sequence[Request]) -> None:
+        """Refuses a letter-format task where the tokenizer begins two of its letters with the same token.
+
+        Raises:
+            TaskError: It does; the published procedure tells letters apart by their first token.
+        """
+        if LETTER_TASK.fullmatch(task) and len({one.continuation[0] for one in requests}) < len(requests):
+            raise TaskError(
+                f"task {task}: this tokenizer begins several of the answers' letters with the same token, so that they "
+                f"cannot be told apart by it; use the task's cloze form"
+            )
+
+    def examine(self, requests: Sequence[Instance]) -> None:
+        """What there is to say before loglikelihoods of documents: see the two methods it calls.
+
+        Raises:
+            TaskError: See `check_letters`.
+        """
+        self.warn_of_training_documents(requests)
+        letters: dict[str, dict[str, Request]] = defaultdict(dict)
+        for request in requests:
+            task, (context, letter) = str(request.task_name), request.args
+            if LETTER_TASK.fullmatch(task) and letter not in letters[task]:
+                letters[task][letter] = self.encode(context, letter)
+        for task, encoded in letters.items():
+            self.check_letters(task, list(encoded.values()))
+
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if not context or not 0 < len(continuation) <= self.max_length:
             raise ModelError(
@@ -209,7 +239,7 @@ class SteeredHFLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
-        self.warn_of_training_documents(requests)
+        self.examine(requests)
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -250,7 +280,7 @@ class SteeredHFLM(HFLM):
         database = cache_hook.dbdict
         if database is None:
             return
-        ours = self._cache_identity()
+        ours = self.cache_identity()
         written_by = database.get(CACHE_KEY)
         if written_by is None and len(database):
             raise CacheError(
@@ -265,7 +295,8 @@ class SteeredHFLM(HFLM):
         database[CACHE_KEY] = ours
         database.commit()
 
-    def _cache_identity(self) -> str:
+    def cache_identity(self) -> str:
+        """Everything but the request that an answer of this model depends on, as JSON."""
         settings = {
             name: str(getattr(self, name, None))
             for name in (

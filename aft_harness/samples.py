@@ -57,14 +57,23 @@ def select(samples: Samples, docs: str | None) -> Samples:
     """
     if docs is None:
         return samples
-    match = re.fullmatch(r"(\d*):(\d*)", docs)
-    if match is None:
-        raise TaskError(f"--docs {docs}: expected a slice such as 400:1188")
-    start, stop = int(match[1] or 0), int(match[2]) if match[2] else None
+    start, stop = bounds(docs)
     kept = {key: line for key, line in samples.items() if start <= key[1] and (stop is None or key[1] < stop)}
     if not kept:
         raise TaskError(f"--docs {docs}: no document of {len(samples)} lies there")
     return kept
+
+
+def bounds(docs: str) -> tuple[int, int | None]:
+    """Start and stop of a slice `a:b` of documents, either of which may be left out.
+
+    Raises:
+        TaskError: Not of that form.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", docs)
+    if match is None:
+        raise TaskError(f"--docs {docs}: expected a slice such as 400:1188")
+    return int(match[1] or 0), int(match[2]) if match[2] else None
 
 
 def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedCount:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -167,17 +168,25 @@ class Engine:
         variants: Sequence[Steering | None],
         softmax_dtype: torch.dtype | None,
     ) -> list[Scores]:
-        """Scores a batch under each variant; the layers below all of them run once."""
-        lowest = min((variant.layers[0] for variant in variants if variant and variant.layers), default=-1)
-        shared: AbstractContextManager[Any] = nullcontext()
-        if len(variants) > 1 and lowest >= 0 and self.resumes(batch, lowest):
-            shared = self.resumed(lowest, self.hidden(batch, lowest))
-        scored = []
-        with shared:
-            for variant in variants:
-                with variant or nullcontext():
-                    scored.append(self.score(batch, requests, softmax_dtype))
-        return scored
+        """Scores a batch under each variant.
+
+        What two variants share runs once: variants take turns in the order of their lowest layers, and each starts at
+        the unsteered output of that layer, which is computed from the one before.
+        """
+        lowest = [variant.layers[0] if variant and variant.layers else None for variant in variants]
+        starts = sorted({layer for layer in lowest if layer is not None}) if len(variants) > 1 else []
+        starts = [layer for layer in starts if self.resumes(batch, layer)]
+        order = sorted(range(len(variants)), key=lambda index: math.inf if (low := lowest[index]) is None else low)
+        scored: dict[int, Scores] = {}
+        with ExitStack() as shared:
+            for index in order:
+                low = lowest[index]
+                while starts and (low is None or starts[0] <= low):
+                    start = starts.pop(0)
+                    shared.enter_context(self.resumed(start, self.hidden(batch, start)))
+                with variants[index] or nullcontext():
+                    scored[index] = self.score(batch, requests, softmax_dtype)
+        return [scored[index] for index in range(len(variants))]
 
     def score(self, batch: Batch, requests: Sequence[Request], softmax_dtype: torch.dtype | None) -> Scores:
         """One forward pass over a batch, under whatever steering is in force.

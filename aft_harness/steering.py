@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from aft_harness.booster import Booster, Injection
+from aft_harness.booster import Booster
 from aft_harness.errors import BoosterError, ModelError
+from aft_harness.injections import Injection
 
 OVERRIDE = "layers_path"
 

@@ -1,13 +1,15 @@
 """Makes boosters by gradient descent: Activation Fine-Tuning.
 
-The model is frozen; what is learned is the vector that lowers the loss on the right answers. Knows examples, a loaded
-model and Adam. Knows nothing of tasks' formats or of the command line.
+The model is frozen; what is learned is the injection that lowers the loss on the right answers. Knows examples, a
+loaded model and Adam. Knows nothing of tasks' formats or of the command line.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import math
 import platform
 import sys
@@ -21,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness import steering
-from aft_harness.booster import Booster, StaticInjection
+from aft_harness.booster import Booster
 from aft_harness.errors import TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples
+from aft_harness.injections import ACTIVATIONS, INPUT_NORMS, ContextualInjection, Injection, StaticInjection
 from aft_harness.lesson import ChoiceNorm, Lesson, Objective, Score
 from aft_harness.lm import SteeredHFLM
 from aft_harness.states import StateStore
@@ -38,7 +41,11 @@ class Settings:
     """How to train.
 
     Attributes:
-        layers: Decoder layers that get a vector; None means the middle one.
+        layers: Decoder layers that get an injection; None means the middle one.
+        kind: `static` learns a vector, `contextual` a small MLP of the hidden state.
+        rank: Width of that MLP.
+        activation: Its activation, a key of `injections.ACTIVATIONS`.
+        input_norm: What it makes of the hidden state first, one of `injections.INPUT_NORMS`.
         objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
         choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is what
             lm-eval's `acc_norm` ranks by.
@@ -50,6 +57,10 @@ class Settings:
     """
 
     layers: tuple[int, ...] | None = None
+    kind: Literal["static", "contextual"] = "static"
+    rank: int = 8
+    activation: str = "gelu"
+    input_norm: str = "rms"
     objective: Objective | None = None
     choice_norm: ChoiceNorm = "none"
     epochs: int = 5
@@ -60,8 +71,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot train."""
-        if self.epochs < 1 or self.batch_size < 1:
-            raise TrainingError("--epochs and --batch-size must be at least 1")
+        if min(self.epochs, self.batch_size, self.rank) < 1:
+            raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
+        if self.activation not in ACTIVATIONS or self.input_norm not in INPUT_NORMS:
+            raise TrainingError(
+                f"a contextual booster takes an activation of {', '.join(ACTIVATIONS)} and an input norm of "
+                f"{', '.join(INPUT_NORMS)}, not {self.activation} and {self.input_norm}"
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainingError(f"--lr {self.lr} must be a positive number")
 
@@ -87,9 +103,10 @@ class Trained:
         before: The unchanged model.
         after: The model with the booster.
         epoch_losses: Mean training loss of each epoch, as it ran.
-        kept_epoch: The epoch whose vector was kept, from 1.
-        relative_norm: Norm of the vector over the mean norm of the residual stream, by layer.
-        seconds: Wall time of training, model loading excluded.
+        kept_epoch: The epoch whose values were kept, from 1.
+        relative_norm: Mean norm of the delta over the mean norm of the residual stream, by layer.
+        seconds: Wall time, model loading excluded.
+        stages: Parts of it: `caching` what the frozen layers give, `training`, and `scoring` before, between and after.
         peak_memory: Bytes; None where the system does not tell.
     """
 
@@ -101,6 +118,7 @@ class Trained:
     kept_epoch: int
     relative_norm: dict[int, float]
     seconds: float
+    stages: dict[str, float]
     peak_memory: int | None
 
 
@@ -131,67 +149,111 @@ def train(
     started = time.perf_counter()
     if lm.booster is not None:
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
-    layers = steering.decoder_layers(lm.model, lm.layers_path)
-    chosen = tuple(sorted({check_layer(layer, len(layers)) for layer in settings.layers or (len(layers) // 2,)}))
+    layers = lm.engine.layers
+    chosen = chosen_layers(settings.layers, len(layers))
     train_set = [example for task in tasks for example in task.train]
     dev_set = [example for task in tasks for example in task.development]
     watched: Sequence[Example] = dev_set or train_set
-    # float32 at least: in half precision the small steps of Adam would be lost.
-    shape = {"dtype": torch.promote_types(lm.model.dtype, torch.float32), "device": lm.device}
-    vectors = {layer: torch.zeros(steering.hidden_size(lm.model), **shape, requires_grad=True) for layer in chosen}
-    optimiser = torch.optim.Adam(vectors.values(), lr=settings.lr)
+    injections = {layer: _fresh(lm, settings, layer) for layer in chosen}
+    tensors = [tensor for injection in injections.values() for tensor in injection.tensors.values()]
+    optimiser = torch.optim.Adam(tensors, lr=settings.lr)
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []
-    best: tuple[float, int, dict[int, Tensor], Score | None] | None = None
+    clock = _Clock()
+    best: tuple[float, int, Booster, Score | None] | None = None
     with StateStore(cache_limit) as store, _frozen(lm.model), lm.engine.differentiated():
-        lesson = Lesson(
-            lm.engine, tasks, chosen[0], store, objective=settings.objective, choice_norm=settings.choice_norm
-        )
-        lesson.prepare(lambda done, total: on_progress(Progress(0, steps, 0, math.nan, f"caching {done}/{total}")))
-        before = lesson.score(watched)
-        relative = _residual_norms(lesson, layers, chosen, train_set)
-        injections = {layer: StaticInjection(vector) for layer, vector in vectors.items()}
+        with clock("caching"):
+            lesson = Lesson(
+                lm.engine, tasks, chosen[0], store, objective=settings.objective, choice_norm=settings.choice_norm
+            )
+            lesson.prepare(lambda done, total: on_progress(Progress(0, steps, 0, math.nan, f"caching {done}/{total}")))
+        with clock("scoring"):
+            before = lesson.score(watched)
         with steering.training_injections(layers, injections):
             for epoch in range(1, settings.epochs + 1):
-                epoch_losses.append(_epoch(lesson, train_set, settings, vectors, optimiser, epoch, on_progress))
-                score = lesson.score(dev_set) if dev_set else None
+                with clock("training"):
+                    epoch_losses.append(_epoch(lesson, train_set, settings, tensors, optimiser, epoch, on_progress))
+                with clock("scoring"):
+                    score = lesson.score(dev_set) if dev_set else None
                 # Without development documents there is nothing to choose by: the last epoch is kept.
                 if best is None or score is None or score.loss < best[0]:
-                    snapshot = {layer: vector.detach().clone() for layer, vector in vectors.items()}
-                    best = (score.loss if score else math.inf, epoch, snapshot, score)
+                    best = (score.loss if score else math.inf, epoch, Booster.of(injections), score)
             assert best is not None
             _, kept_epoch, kept, after = best
-            after = after or lesson.score(watched)
+            with clock("scoring"):
+                after = after or lesson.score(watched)
+        relative = _relative_norms(lesson, layers, kept, train_set)
     measured_on: Literal["development", "training"] = "development" if dev_set else "training"
     provenance = {
         "base_model": lm.base_model.to_json(),
         "method": "aft",
         "objective": "+".join(sorted({lesson.objective(task.kind) for task in tasks})),
         "choice_norm": settings.choice_norm,
-        "tasks": [_describe(task) for task in tasks],
+        "tasks": [describe(task) for task in tasks],
         "prompting": {**asdict(prompting or Prompting()), "include_path": None},
         "hyperparameters": {**asdict(settings), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch},
+        "training_sha256": training_identity(lm, tasks, settings),
         "seed": settings.seed,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "epoch_losses": epoch_losses,
         "measured_on": measured_on,
         "before": asdict(before),
         "after": asdict(after),
-        "versions": _versions(),
+        "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "licence": licence,
         "documents": {"count": len(train_set), "hashes": sorted({example.document for example in train_set})},
     }
     return Trained(
-        booster=Booster.static(kept, provenance),
+        booster=Booster(kept.injections, provenance),
         measured_on=measured_on,
         before=before,
         after=after,
         epoch_losses=tuple(epoch_losses),
         kept_epoch=kept_epoch,
-        relative_norm={layer: float(kept[layer].norm()) / relative[layer] for layer in chosen},
+        relative_norm=relative,
         seconds=time.perf_counter() - started,
+        stages=clock.seconds,
         peak_memory=peak_memory(lm.device),
+    )
+
+
+def chosen_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The layers to train, ascending: those that are asked for, or the middle one of `count`.
+
+    Raises:
+        ModelError: A layer out of range.
+    """
+    return tuple(sorted({check_layer(layer, count) for layer in layers or (count // 2,)}))
+
+
+def training_identity(lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings) -> str:
+    """SHA-256 of everything that a training depends on: model, dtype, settings, and the examples' very tokens."""
+    digest = hashlib.sha256()
+    layers = chosen_layers(settings.layers, len(lm.engine.layers))
+    said = {**asdict(settings), "layers": layers, "model": lm.base_model.fingerprint, "dtype": str(lm.model.dtype)}
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    for task in tasks:
+        for example in (*task.development, None, *task.train):
+            if example is not None:
+                told = (example.task, example.gold, example.weight, example.choices)
+                tokens = [(request.context, request.continuation) for request in example.requests]
+                digest.update(json.dumps((told, tokens)).encode())
+            digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _fresh(lm: SteeredHFLM, settings: Settings, layer: int) -> Injection:
+    """An injection that changes nothing yet and can be trained."""
+    size = steering.hidden_size(lm.model)
+    injection: Injection = StaticInjection.fresh(size)
+    if settings.kind == "contextual":
+        seed = settings.seed * 1_000_003 + layer
+        injection = ContextualInjection.fresh(size, settings.rank, seed, settings.activation, settings.input_norm)
+    # float32 at least: in half precision the small steps of Adam would be lost.
+    dtype = torch.promote_types(lm.model.dtype, torch.float32)
+    return injection.with_tensors(
+        {name: tensor.to(lm.device, dtype).requires_grad_() for name, tensor in injection.tensors.items()}
     )
 
 
@@ -199,7 +261,7 @@ def _epoch(
     lesson: Lesson,
     examples: Sequence[Example],
     settings: Settings,
-    vectors: dict[int, Tensor],
+    tensors: Sequence[Tensor],
     optimiser: torch.optim.Optimizer,
     epoch: int,
     on_progress: Callable[[Progress], None],
@@ -219,7 +281,7 @@ def _epoch(
             loss = (losses * weights).sum() / weight
             loss.backward()
             batch_loss += loss.item()
-        gradients = [vector.grad for vector in vectors.values() if vector.grad is not None]
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
         if not math.isfinite(batch_loss) or not all(gradient.isfinite().all() for gradient in gradients):
             raise TrainingError(f"the loss became {batch_loss} in epoch {epoch}; lower --lr {settings.lr}")
         optimiser.step()
@@ -229,16 +291,31 @@ def _epoch(
     return total / weight_seen
 
 
-def _residual_norms(
-    lesson: Lesson, layers: nn.ModuleList, chosen: Sequence[int], examples: Sequence[Example]
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _relative_norms(
+    lesson: Lesson, layers: nn.ModuleList, booster: Booster, examples: Sequence[Example]
 ) -> dict[int, float]:
-    """Mean norm of the unsteered residual stream at the output of each layer, over the tokens of some examples."""
+    """Mean norm of each layer's delta over that of its unsteered output, over the tokens of some examples."""
     norms = {}
-    for layer in chosen:
+    for layer, injection in booster.injections.items():
         with torch.no_grad(), steering.recorded(layers, layer) as outputs:
             lesson.losses(next(lesson.chunks(examples)))
-        lengths = torch.cat([output.float().norm(dim=-1).flatten() for output in outputs])
-        norms[layer] = float(lengths[lengths > 0].mean())  # padding of a resumed pass is zero
+        hidden = torch.cat([output.float().flatten(0, 1) for output in outputs])
+        hidden = hidden[hidden.any(dim=1)]  # padding of a resumed pass is zero
+        deltas = injection.delta(hidden).expand_as(hidden)
+        norms[layer] = float(deltas.norm(dim=1).mean() / hidden.norm(dim=1).mean())
     return norms
 
 
@@ -255,7 +332,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _describe(task: TaskExamples) -> dict[str, Any]:
+def describe(task: TaskExamples) -> dict[str, Any]:
+    """What a provenance says of the examples of a task."""
     return {
         "task": task.task,
         "version": task.version,
@@ -269,7 +347,8 @@ def _describe(task: TaskExamples) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
     packages = ("aft-harness", "lm_eval", "torch", "transformers", "datasets")
     found = {"python": platform.python_version()}
     for package in packages:

@@ -45,7 +45,7 @@ def test_train_writes_a_booster_and_says_what_it_did(model: str, in_tmp: Path) -
     result = train(model, "--limit", "8", "--dev_docs", "4", "--epochs", "2", "--layers", "1,2", "--num_fewshot", "1")
     assert result.exit_code == 0, result.stderr
     assert "8 training documents of train[0:24], 4 development documents, 1 dropped" in result.stderr
-    for word in ("before", "after", "development documents", "norm of the vector", "cost", "layer 1", "layer 2"):
+    for word in ("before", "after", "development documents", "norm of the delta", "cost", "layer 1", "layer 2"):
         assert word in result.stdout
     booster = Booster.load("a.safetensors")
     assert booster.layers == (1, 2) and booster.provenance["tasks"][0]["num_fewshot"] == 1

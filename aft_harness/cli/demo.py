@@ -1,0 +1,38 @@
+"""`aft tasks`, `aft demo-model` and `aft demo`: what comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.terminal import quiet
+
+
+@main.command("tasks", context_settings=CONTEXT)
+def tasks_folder() -> None:
+    """Print the folder of the task suites that come with aft_harness, for --include_path."""
+    from aft_harness.task_folder import folder
+
+    click.echo(folder())
+
+
+@main.command("demo-model", context_settings=CONTEXT)
+def demo_model() -> None:
+    """Print the folder of the embedded model, SmolLM2-135M-Instruct, made on first use."""
+    with quiet():
+        from aft_harness.demo import model_folder
+
+        path = model_folder()
+    click.echo(path)
+
+
+@main.command("demo", context_settings=CONTEXT)
+@click.option("--output", default="demo", show_default=True, metavar="FOLDER", help="Where the results go.")
+def demo(output: str) -> None:
+    """Train a booster for the embedded model, evaluate it with the stock lm_eval, and print the paired result."""
+    with quiet():
+        from aft_harness.demo import run
+
+        run(Path(output))

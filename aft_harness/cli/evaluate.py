@@ -1,0 +1,99 @@
+"""`aft evaluate` and `aft compare`: boosters against a baseline, document by document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.options import load_model, model_options, prompt_options, task_names
+from aft_harness.cli.terminal import counting_bar, quiet
+
+
+@main.command("evaluate", context_settings=CONTEXT)
+@model_options
+@click.option(
+    "--vector",
+    "vectors",
+    multiple=True,
+    required=True,
+    metavar="V",
+    help="A booster, as lm_eval's vector=; may be repeated.",
+)
+@click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to evaluate.")
+@prompt_options
+@click.option("--limit", type=click.IntRange(min=1), help="Documents per task, for a first look.")
+@click.option("--docs", metavar="A:B", help="Documents by id instead, as a slice.")
+@click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for lm-eval's output files.")
+@click.option("--csv", "table", type=click.Path(path_type=Path, dir_okay=False), help="File for the paired results.")
+@click.option(
+    "--use-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of loglikelihoods to go on from."
+)
+def evaluate(
+    *,
+    model: dict[str, Any],
+    vectors: tuple[str, ...],
+    tasks: str,
+    prompting: dict[str, Any],
+    limit: int | None,
+    docs: str | None,
+    batch_size: str,
+    output: Path | None,
+    table: Path | None,
+    use_cache: Path | None,
+) -> None:
+    """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
+    if limit is not None and docs is not None:
+        raise click.UsageError("--limit and --docs exclude each other")
+    with quiet():
+        from contextlib import nullcontext
+
+        from aft_harness import evaluation, examples, references, report
+        from aft_harness.score_store import ScoreStore
+
+        formatted = examples.Prompting(**prompting)
+        variants = [evaluation.Variant("baseline")]
+        for number, vector in enumerate(vectors, start=1):
+            booster, strength = references.load(vector)
+            variants.append(evaluation.Variant(f"variant{number}", booster, strength))
+        names = task_names(tasks)
+        examples.task_manager(names, formatted.include_path)
+        lm = load_model(batch_size=batch_size, **model)
+        with (
+            ScoreStore(use_cache) if use_cache else nullcontext() as store,
+            counting_bar("evaluating", "request") as update,
+        ):
+            baseline, *steered = evaluation.evaluate(
+                lm, variants, names, formatted, limit=limit, docs=docs, output=output, store=store, on_progress=update
+            )
+    rows = []
+    for vector, results in zip(vectors, steered, strict=True):
+        click.echo(vector)
+        variant = results.variant
+        assert variant.booster is not None
+        for task, metric, paired in evaluation.paired(baseline, results):
+            click.echo(f"  {task} {metric}: {report.said(paired)}")
+            told = (lm.base_model.name, Path(vector).name, variant.booster, variant.strength)
+            rows.append(report.row(*told, task, metric, paired))
+    if table is not None:
+        report.write_csv(rows, table)
+
+
+@main.command("compare", context_settings=CONTEXT)
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.argument("steered", type=click.Path(path_type=Path))
+@click.option("--task", required=True, help="Task whose samples both folders hold.")
+@click.option("--metric", default="acc", show_default=True, help="A 0/1 metric of the task.")
+@click.option("--filter", "filter_name", help="Name of a filter, where the task has several.")
+@click.option("--docs", metavar="A:B", help="Documents by id, as a slice.  [default: all]")
+def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: str | None) -> None:
+    """Compare two output folders of lm_eval --log_samples, document by document, with an exact test."""
+    from aft_harness.report import said
+    from aft_harness.samples import compare_samples, read_samples, select
+
+    before, after = (select(read_samples(folder, task, filter_name), docs) for folder in (baseline, steered))
+    paired = compare_samples(before, after, metric)
+    click.echo(f"{task} {metric}{f', documents {docs}' if docs else ''}: {said(paired)}")

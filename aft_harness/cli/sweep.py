@@ -1,0 +1,149 @@
+"""`aft sweep`: which strength, which layer, chosen on development documents and reported on test documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aft_harness.cli.app import CONTEXT, KEPT, main
+from aft_harness.cli.options import (
+    development_options,
+    drawing_options,
+    drawn,
+    load_model,
+    model_options,
+    prompt_options,
+    selections,
+    task_names,
+    test_options,
+    training_options,
+)
+from aft_harness.cli.terminal import counting_bar, quiet, sweep_table, training_bar
+from aft_harness.errors import TrainingError
+
+
+@main.group("sweep", context_settings=CONTEXT)
+def sweep() -> None:
+    """Try layers or strengths; what is done is kept, and the same command goes on from there."""
+
+
+_OUTPUT = click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for sweep.csv, sweep.png and what an interrupted sweep goes on from.",
+)
+
+
+@sweep.command("strengths", context_settings=CONTEXT)
+@model_options
+@click.option("--vector", required=True, metavar="V", help="A booster, as lm_eval's vector=.")
+@click.option("--strengths", required=True, metavar="S,...", help="Such as 0.5,1,1.5; 0 is the unchanged model.")
+@development_options
+@test_options
+@prompt_options
+@_OUTPUT
+@click.pass_context
+def strengths(
+    context: click.Context,
+    *,
+    model: dict[str, Any],
+    vector: str,
+    strengths: str,
+    drawing: dict[str, Any],
+    testing: dict[str, Any],
+    prompting: dict[str, Any],
+    output: Path,
+) -> None:
+    """Evaluate a booster at several strengths, all in one pass."""
+    _prepare(context, testing, output)
+    with quiet():
+        from aft_harness import examples, references, sweep
+        from aft_harness.score_store import ScoreStore
+
+        values = sweep.parse_strengths(strengths)
+        booster, own = references.load(vector)
+        formatted = examples.Prompting(**prompting)
+        loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
+        test = _test(drawing, testing, formatted)
+        lm = load_model(**model)
+        development = drawn(lm, loaded, formatted, drawing["split_seed"])
+        with ScoreStore(output / "scores.sqlite") as store, counting_bar("evaluating", "request") as update:
+            points = sweep.strengths(lm, booster.scaled(own), values, development, test, store, update)
+        paths = sweep.written(points, lm.base_model.name, "strength", output)
+    click.echo(sweep_table(points))
+    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
+
+
+@sweep.command("layers", context_settings=CONTEXT)
+@model_options
+@click.option("--layers", required=True, metavar="L,A-B,...|all", help="Decoder layers from 0.")
+@drawing_options
+@test_options
+@prompt_options
+@training_options
+@_OUTPUT
+@click.pass_context
+def layers(
+    context: click.Context,
+    *,
+    model: dict[str, Any],
+    layers: str,
+    drawing: dict[str, Any],
+    testing: dict[str, Any],
+    prompting: dict[str, Any],
+    hyperparameters: dict[str, Any],
+    output: Path,
+) -> None:
+    """Train a booster at each of several layers and evaluate all of them in one pass."""
+    _prepare(context, testing, output)
+    with quiet():
+        from aft_harness import examples, sweep, training
+        from aft_harness.score_store import ScoreStore
+
+        settings = training.Settings(split_seed=drawing["split_seed"], **hyperparameters)
+        formatted = examples.Prompting(**prompting)
+        loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
+        test = _test(drawing, testing, formatted)
+        lm = load_model(**model)
+        candidates = sweep.parse_layers(layers, len(lm.engine.layers))
+        tasks = drawn(lm, loaded, formatted, settings.split_seed)
+        with (
+            ScoreStore(output / "scores.sqlite") as store,
+            training_bar() as trained,
+            counting_bar("evaluating", "request") as update,
+        ):
+            points = sweep.layers(
+                lm,
+                tasks,
+                settings,
+                candidates,
+                output,
+                test,
+                store,
+                lambda done, total, progress: trained(progress, f"layer {done + 1} of {total}, "),
+                update,
+            )
+        paths = sweep.written(points, lm.base_model.name, "layers", output)
+    click.echo(sweep_table(points))
+    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
+
+
+def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
+    if testing["test_limit"] is not None and testing["test_docs"] is not None:
+        raise click.UsageError("--test-limit and --test-docs exclude each other")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output {output}: cannot be made ({error.strerror})") from None
+    context.meta[KEPT] = f"what is done is kept in {output}; the same command goes on from there"
+
+
+def _test(drawing: dict[str, Any], testing: dict[str, Any], formatted: Any) -> Any:
+    from aft_harness import examples, sweep
+
+    names = task_names(testing["test_tasks"] or drawing["tasks"])
+    examples.task_manager(names, formatted.include_path)
+    return sweep.Test(names, formatted, testing["test_limit"], testing["test_docs"])

@@ -1,0 +1,97 @@
+"""`aft train`, which is `aft-train`: boosters by gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.options import (
+    check_output,
+    drawing_options,
+    drawn,
+    load_model,
+    model_options,
+    prompt_options,
+    selections,
+    training_options,
+)
+from aft_harness.cli.terminal import quiet, score, summary, training_bar
+from aft_harness.errors import TrainingError
+
+
+@main.command("train", context_settings=CONTEXT)
+@model_options
+@drawing_options
+@prompt_options
+@click.option(
+    "--layer",
+    "--layers",
+    "layers",
+    metavar="L,...",
+    help="Decoder layers from 0; auto tries several on development documents.  [default: the middle one]",
+)
+@training_options
+@click.option(
+    "--cache-limit",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="GIB",
+    help="Memory for cached hidden states; the rest goes to a temporary file.",
+)
+@click.option("--licence", help="Licence to record in the booster.")
+@click.option("--output", required=True, metavar="FILE.safetensors", help="The booster file to write.")
+def train(
+    *,
+    model: dict[str, Any],
+    drawing: dict[str, Any],
+    prompting: dict[str, Any],
+    layers: str | None,
+    hyperparameters: dict[str, Any],
+    cache_limit: float,
+    licence: str | None,
+    output: str,
+) -> None:
+    """Train a booster: freeze the model and learn the vector that makes the tasks' right answers likelier."""
+    check_output(output)
+    automatic = layers == "auto"
+    indices = None if automatic else _layers(layers)
+    with quiet():
+        from aft_harness import examples, sweep, training
+
+        chosen = selections(**drawing)
+        settings = training.Settings(layers=indices, split_seed=drawing["split_seed"], **hyperparameters)
+        formatted = examples.Prompting(**prompting)
+        loaded = examples.load_tasks(chosen, formatted.include_path)
+        lm = load_model(**model)
+        tasks = drawn(lm, loaded, formatted, settings.split_seed)
+        with training_bar() as update:
+            if automatic:
+                candidates = sweep.automatic_layers(len(lm.engine.layers))
+                trained, tried = sweep.best_layer(
+                    lm, tasks, settings, candidates, formatted, licence, int(cache_limit * 2**30), update
+                )
+            else:
+                tried = {}
+                trained = training.train(lm, tasks, settings, formatted, licence, int(cache_limit * 2**30), update)
+    trained.booster.save(output)
+    for layer, result in tried.items():
+        star = "*" if layer in trained.booster.layers else " "
+        click.echo(f"{star} layer {layer}: {score(result.loss, result.accuracy)} on {result.n} development documents")
+    click.echo(summary(trained, output))
+
+
+def train_main() -> None:
+    """Entry point of `aft-train`."""
+    train(prog_name="aft-train")
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise TrainingError(f"--layer {text}: expected auto, or layer numbers from 0 such as 8 or 8,16") from None

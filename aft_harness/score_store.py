@@ -1,0 +1,71 @@
+"""Loglikelihoods that were computed once, kept in a file: what an interrupted study goes on from.
+
+Found by content: the key of an entry is a digest of everything its value depends on, so that another model, booster,
+dtype or prompt never meets an old answer. Knows nothing of how scores are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aft_harness.errors import CacheError
+
+Result = tuple[float, bool]
+
+
+class ScoreStore:
+    """A file of results by key, a context manager.
+
+    Each `put` is one transaction: a process that is killed loses what it had not put, and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, or makes it.
+
+        Raises:
+            CacheError: It cannot be opened, or is no such file.
+        """
+        try:
+            self._database = sqlite3.connect(path, timeout=60)
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL, greedy INTEGER)"
+            )
+        except sqlite3.Error as error:
+            raise CacheError(f"{path}: cannot hold scores ({error}); remove it or name another folder") from None
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
+        """The results of those keys that are there."""
+        found: dict[bytes, Result] = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            query = f"SELECT key, score, greedy FROM scores WHERE key IN ({','.join('?' * len(part))})"
+            found.update({key: (score, bool(greedy)) for key, score, greedy in self._database.execute(query, part)})
+        return found
+
+    def put(self, results: Mapping[bytes, Result]) -> None:
+        """Adds results; those of a key that is there already are replaced."""
+        with self._database:
+            self._database.executemany(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
+                [(key, score, int(greedy)) for key, (score, greedy) in results.items()],
+            )
+
+    def __enter__(self) -> Self:
+        """Returns the store."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        self._database.close()
+
+
+def key(*parts: object) -> bytes:
+    """The key of what depends on `parts`, each told apart by its `repr`."""
+    return hashlib.sha256("\0".join(map(repr, parts)).encode()).digest()[:20]

@@ -1,0 +1,303 @@
+"""Which layer, which strength: studies that choose on development documents and report on test documents.
+
+Knows boosters, training and evaluation. Every variant's test result is reported, and the one that development
+documents chose is marked: the best of many test results is not a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aft_harness import documents, evaluation, report, training
+from aft_harness.answers import answers
+from aft_harness.booster import Booster
+from aft_harness.errors import BoosterError, TrainingError
+from aft_harness.evaluation import OnProgress, Variant
+from aft_harness.examples import Example, Prompting, TaskExamples
+from aft_harness.lesson import Score
+from aft_harness.lm import SteeredHFLM
+from aft_harness.score_store import ScoreStore
+from aft_harness.statistics import PairedCount
+from aft_harness.steering import check_layer
+from aft_harness.training import Progress, Settings, Trained
+
+
+@dataclass(frozen=True)
+class Development:
+    """How a variant does on development documents.
+
+    Attributes:
+        n: Documents.
+        accuracy: Fraction of those with choices whose likeliest one is right; None without such documents.
+        loss: Mean cross-entropy: of the softmax over the choices, or of a target text's tokens.
+    """
+
+    n: int
+    accuracy: float | None
+    loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Better variants come first: by accuracy, then by loss."""
+        return -(self.accuracy or 0.0), self.loss
+
+    def columns(self, chosen: bool) -> dict[str, Any]:
+        """The columns of a CSV that say what was chosen, and by what."""
+        accuracy = "" if self.accuracy is None else self.accuracy
+        told = {"development_n": self.n, "development_accuracy": accuracy, "development_loss": self.loss}
+        return {**told, "chosen": int(chosen)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant of a sweep.
+
+    Attributes:
+        variant: What was evaluated.
+        development: What the choice was made by.
+        chosen: Whether it is the choice.
+        tests: Task, metric and paired result on test documents.
+    """
+
+    variant: Variant
+    development: Development
+    chosen: bool
+    tests: list[tuple[str, str, PairedCount]]
+
+    def rows(self, model: str) -> list[dict[str, Any]]:
+        """The point as rows of a CSV."""
+        assert self.variant.booster is not None
+        columns = self.development.columns(self.chosen)
+        told = (model, self.variant.name, self.variant.booster, self.variant.strength)
+        return [report.row(*told, task, metric, paired, columns) for task, metric, paired in self.tests]
+
+
+@dataclass(frozen=True)
+class Test:
+    """What a sweep reports on: see `evaluation.evaluate`."""
+
+    tasks: Sequence[str]
+    prompting: Prompting
+    limit: int | None = None
+    docs: str | None = None
+
+
+def strengths(
+    lm: SteeredHFLM,
+    booster: Booster,
+    values: Sequence[float],
+    development: Sequence[TaskExamples],
+    test: Test,
+    store: ScoreStore | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> list[Point]:
+    """Evaluates a booster at several strengths, all in one pass, and chooses one on development documents.
+
+    Args:
+        lm: The model, without a booster.
+        booster: What to sweep.
+        values: Strengths; 0 is the unchanged model.
+        development: Tasks whose development examples choose; those the booster was trained on do not count.
+        test: What is reported on.
+        store: See `evaluation.evaluate`.
+        on_progress: See `evaluation.evaluate`.
+
+    Raises:
+        TrainingError: No development documents are left.
+    """
+    variants = [Variant(f"strength {value:g}", booster, value) for value in values]
+    trained = documents.recorded_hashes(booster.provenance)
+    examples = [one for task in development for one in task.development if one.document not in trained]
+    return _swept(lm, variants, measured(lm, variants, examples), test, store, on_progress)
+
+
+def layers(
+    lm: SteeredHFLM,
+    tasks: Sequence[TaskExamples],
+    settings: Settings,
+    candidates: Sequence[int],
+    folder: Path,
+    test: Test,
+    store: ScoreStore | None = None,
+    on_trained: Callable[[int, int, Progress], None] = lambda done, total, progress: None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> list[Point]:
+    """Trains a booster at each of several layers and chooses one on development documents.
+
+    Args:
+        lm: The model, without a booster.
+        tasks: Training and development examples.
+        settings: How to train; its layers are replaced.
+        candidates: The layers to try.
+        folder: Where the boosters go. Those that are there already and came from the very same training are used.
+        test: What is reported on.
+        store: See `evaluation.evaluate`.
+        on_trained: Told how many layers are trained, of how many, and how the present one is getting on.
+        on_progress: See `evaluation.evaluate`.
+
+    Raises:
+        TrainingError: There are no development examples.
+    """
+    examples = [example for task in tasks for example in task.development]
+    if not examples:
+        raise TrainingError("a layer sweep chooses on development documents: give --dev-docs")
+    variants = []
+    for done, layer in enumerate(candidates):
+        path = folder / f"layer-{layer:02d}.safetensors"
+        own = replace(settings, layers=(layer,))
+        booster = _trained_before(path, training.training_identity(lm, tasks, own))
+        if booster is None:
+
+            def told(progress: Progress, done: int = done) -> None:
+                on_trained(done, len(candidates), progress)
+
+            booster = training.train(lm, tasks, own, test.prompting, on_progress=told).booster
+            booster.save(path)
+        variants.append(Variant(f"layer {layer}", booster))
+    return _swept(lm, variants, measured(lm, variants, examples), test, store, on_progress)
+
+
+def _trained_before(path: Path, identity: str) -> Booster | None:
+    try:
+        booster = Booster.load(path)
+    except BoosterError:
+        return None
+    return booster if booster.provenance.get("training_sha256") == identity else None
+
+
+def measured(lm: SteeredHFLM, variants: Sequence[Variant], examples: Sequence[Example]) -> list[Development]:
+    """How each variant does on examples: one pass for all.
+
+    Raises:
+        TrainingError: There are no examples.
+    """
+    if not examples:
+        raise TrainingError("nothing can be chosen without development documents: give --dev-docs")
+    steerings = [lm.steering_for(variant.booster, variant.strength) for variant in variants]
+    found = []
+    for given in answers(lm, examples, steerings):
+        right = [answer.right for answer in given if answer.right is not None]
+        accuracy = sum(right) / len(right) if right else None
+        found.append(Development(len(given), accuracy, sum(answer.loss for answer in given) / len(given)))
+    return found
+
+
+def _swept(
+    lm: SteeredHFLM,
+    variants: Sequence[Variant],
+    development: Sequence[Development],
+    test: Test,
+    store: ScoreStore | None,
+    on_progress: OnProgress,
+) -> list[Point]:
+    best = min(range(len(variants)), key=lambda index: development[index].rank)
+    baseline, *steered = evaluation.evaluate(
+        lm,
+        [Variant("baseline"), *variants],
+        test.tasks,
+        test.prompting,
+        limit=test.limit,
+        docs=test.docs,
+        store=store,
+        on_progress=on_progress,
+    )
+    tests = [list(evaluation.paired(baseline, results)) for results in steered]
+    return [
+        Point(variant, developed, index == best, tested)
+        for index, (variant, developed, tested) in enumerate(zip(variants, development, tests, strict=True))
+    ]
+
+
+def best_layer(
+    lm: SteeredHFLM,
+    tasks: Sequence[TaskExamples],
+    settings: Settings,
+    candidates: Sequence[int],
+    prompting: Prompting | None = None,
+    licence: str | None = None,
+    cache_limit: int = training.CACHE_LIMIT,
+    on_progress: Callable[[Progress, str], None] = lambda progress, prefix: None,
+) -> tuple[Trained, dict[int, Score]]:
+    """Trains at each of several layers and keeps the booster that does best on development documents.
+
+    Args:
+        lm: See `training.train`.
+        tasks: See `training.train`.
+        settings: How to train; its layers are replaced.
+        candidates: The layers to try.
+        prompting: See `training.train`.
+        licence: See `training.train`.
+        cache_limit: See `training.train`.
+        on_progress: Told how the present training is getting on, and which it is.
+
+    Returns:
+        The best training, and the development score of each layer; the booster's provenance holds them too.
+
+    Raises:
+        TrainingError: There are no development examples.
+    """
+    if not any(task.development for task in tasks):
+        raise TrainingError("--layer auto chooses on development documents: give --dev-docs")
+    tried: dict[int, Trained] = {}
+    for layer in candidates:
+        told = f"layer {layer} of {', '.join(map(str, candidates))}: "
+        own = replace(settings, layers=(layer,))
+        tried[layer] = training.train(
+            lm, tasks, own, prompting, licence, cache_limit, partial(lambda prefix, now: on_progress(now, prefix), told)
+        )
+    scores = {layer: trained.after for layer, trained in tried.items()}
+    best = tried[min(scores, key=lambda layer: (-(scores[layer].accuracy or 0.0), scores[layer].loss))]
+    noted = {str(layer): asdict(score) for layer, score in scores.items()}
+    booster = Booster(best.booster.injections, {**best.booster.provenance, "layer_sweep": noted})
+    return replace(best, booster=booster), scores
+
+
+def parse_layers(text: str, count: int) -> list[int]:
+    """The layers that `all`, `10-25` or `4,8,10-12` means for a model of `count` layers.
+
+    Raises:
+        TrainingError: Not of that form.
+        ModelError: A layer out of range.
+    """
+    if text == "all":
+        return list(range(count))
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise TrainingError(f"--layers {text}: expected all, or layers and ranges such as 4,8,10-12")
+        found.update(dict.fromkeys(range(int(first), int(last or first) + 1)))
+    return [check_layer(layer, count) for layer in found]
+
+
+def parse_strengths(text: str) -> list[float]:
+    """The strengths of a list such as `0.5,1,1.5`.
+
+    Raises:
+        TrainingError: Not numbers.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise TrainingError(f"--strengths {text}: expected numbers such as 0.5,1,1.5") from None
+    if not all(abs(value) < float("inf") for value in values):
+        raise TrainingError(f"--strengths {text}: expected finite numbers")
+    return list(dict.fromkeys(values))
+
+
+def automatic_layers(count: int) -> list[int]:
+    """The layers that `--layer auto` tries: six, evenly spread over the lower and middle five sixths of the model."""
+    return sorted({round(count * sixth / 7) for sixth in range(1, 7)} - {count})
+
+
+def written(points: Sequence[Point], model: str, over: str, folder: Path) -> Mapping[str, Path]:
+    """Writes `sweep.csv` and `sweep.png` into a folder and returns their paths."""
+    rows = [row for point in points for row in point.rows(model)]
+    paths = {"table": folder / "sweep.csv", "plot": folder / "sweep.png"}
+    report.write_csv(rows, paths["table"])
+    report.plot_sweep(rows, over, paths["plot"])
+    return paths
