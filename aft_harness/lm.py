@@ -88,16 +88,22 @@ class SteeredHFLM(HFLM):
             torch.device(self.device),
             packed=_switch("packing", packing),
         )
+        self._warned: set[str] = set()
         self._steering = self.steering_for(self.booster, self.strength)
-        self._warn_of_other_model()
 
     def steering_for(self, booster: Booster | None, strength: float = 1.0) -> Steering | None:
         """How this model is steered by a booster, checked to fit; None for the baseline.
 
+        Warns, once a booster, when it was made for another model.
+
         Raises:
             BoosterError: The booster does not fit the model.
         """
-        return Steering(self.model, booster, strength, layers_path=self.layers_path) if booster else None
+        if booster is None:
+            return None
+        steering = Steering(self.model, booster, strength, layers_path=self.layers_path)
+        self._warn_of_other_model(booster)
+        return steering
 
     @contextmanager
     def steered_as(self, booster: Booster | None, strength: float = 1.0) -> Iterator[Self]:
@@ -322,16 +328,17 @@ class SteeredHFLM(HFLM):
             sort_keys=True,
         )
 
-    def _warn_of_other_model(self) -> None:
-        if self.booster is None or not isinstance(base := self.booster.provenance.get("base_model"), dict):
+    def _warn_of_other_model(self, booster: Booster) -> None:
+        base = booster.provenance.get("base_model")
+        if booster.sha256 in self._warned or not isinstance(base, dict) or not self.base_model.differs_from(base):
             return
-        if self.base_model.differs_from(base):
-            logger.warning(
-                "the booster was made for %s, this is %s (%s): expect no gain",
-                base_model_key(self.booster.provenance),
-                self.base_model.name,
-                self.base_model.fingerprint[:12],
-            )
+        self._warned.add(booster.sha256)
+        logger.warning(
+            "the booster was made for %s, this is %s (%s): expect no gain",
+            base_model_key(booster.provenance),
+            self.base_model.name,
+            self.base_model.fingerprint[:12],
+        )
 
     def warn_of_training_documents(self, requests: Sequence[Instance]) -> None:
         """Logs a warning for each task some of whose documents the present booster was trained on."""

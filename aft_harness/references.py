@@ -101,6 +101,21 @@ def load(spec: VectorSpec) -> tuple[Booster, float]:
     return loaded[0] if len(loaded) == 1 else (mix(loaded), 1.0)
 
 
+def label(spec: VectorSpec) -> str:
+    """What to call a specification in a table: file names without their folders, which are nobody else's business."""
+
+    def named(reference: Reference) -> str:
+        source = reference.source
+        if isinstance(source, Booster):
+            return f"booster {source.sha256[:12]}"
+        return source if source.startswith("hf://") else Path(source).name
+
+    references = parse(spec)
+    if len(references) == 1:
+        return named(references[0])
+    return "+".join(f"{named(reference)}:{reference.strength:g}" for reference in references)
+
+
 def _parse_text(text: str) -> list[Reference]:
     if not text.strip():
         raise ReferenceSyntaxError(f"vector= is empty; expected {FORM}")

@@ -15,7 +15,7 @@ from typing import Any
 from aft_harness import documents, evaluation, report, training
 from aft_harness.answers import answers
 from aft_harness.booster import Booster
-from aft_harness.errors import BoosterError, TrainingError
+from aft_harness.errors import BoosterError, TaskError, TrainingError
 from aft_harness.evaluation import OnProgress, Variant
 from aft_harness.examples import Example, Prompting, TaskExamples
 from aft_harness.lesson import Score
@@ -206,6 +206,8 @@ def _swept(
         on_progress=on_progress,
     )
     tests = [list(evaluation.paired(baseline, results)) for results in steered]
+    if not all(tests):
+        raise TaskError(f"{', '.join(test.tasks)}: no metric is 0 or 1 on every document, which a sweep compares by")
     return [
         Point(variant, developed, index == best, tested)
         for index, (variant, developed, tested) in enumerate(zip(variants, development, tests, strict=True))
@@ -290,7 +292,7 @@ def parse_strengths(text: str) -> list[float]:
 
 
 def automatic_layers(count: int) -> list[int]:
-    """The layers that `--layer auto` tries: six, evenly spread over the lower and middle five sixths of the model."""
+    """The layers that `--layer auto` tries: six, evenly spread between the bottom and the top of the model."""
     return sorted({round(count * sixth / 7) for sixth in range(1, 7)} - {count})
 
 

@@ -247,3 +247,63 @@ def test_real_gsm8k_trains_on_target_texts_and_changes_what_is_generated(
     assert result.exit_code == 0, result.stderr
     told = Booster.load("gsm.safetensors").provenance
     assert told["after"]["loss"] < told["before"]["loss"] and told["objective"] == "answer"
+
+
+def test_mixing_makes_a_file_that_does_what_the_plus_grammar_does(in_tmp: Path) -> None:
+    from aft_harness import references
+
+    for name, seed in (("a", 0), ("b", 1)):
+        generator = torch.Generator().manual_seed(seed)
+        Booster.static({seed: torch.randn(32, generator=generator)}).save(f"{name}.safetensors")
+    result = aft("mix", "a.safetensors:0.5", "b.safetensors:-2", "-o", "c.safetensors")
+    assert result.exit_code == 0 and "2 boosters, layers 0, 1, 64 parameters" in result.stdout
+    mixed, _ = references.load("a.safetensors:0.5+b.safetensors:-2")
+    assert Booster.load("c.safetensors").sha256 == mixed.sha256
+    Booster.static({0: torch.ones(32)}, {"base_model": {"name": "x", "fingerprint": "1"}}).save("x.safetensors")
+    Booster.static({0: torch.ones(32)}, {"base_model": {"name": "y", "fingerprint": "2"}}).save("y.safetensors")
+    for vectors, reason in (
+        (["x.safetensors", "y.safetensors"], "boosters of different models cannot be mixed: x (1), y (2)"),
+        (["a.safetensors:high"], "strength 'high' is not a number"),
+        (["nowhere.safetensors"], "no such booster"),
+    ):
+        failed = aft("mix", *vectors, "-o", "d.safetensors")
+        assert failed.exit_code == 1 and failed.stderr.startswith("Error:") and reason in failed.stderr
+    assert not Path("d.safetensors").exists()
+
+
+def test_a_contextual_booster_is_trained_shown_and_evaluated(model: str, in_tmp: Path) -> None:
+    options = ["--limit", "6", "--epochs", "2", "--lr", "0.05", "--kind", "contextual", "--rank", "3", "--layer", "1"]
+    assert train(model, *options).exit_code == 0
+    booster = Booster.load("a.safetensors")
+    assert booster.injections[1].spec["kind"] == "contextual" and not booster.is_zero
+    assert booster.provenance["epoch_losses"][1] < booster.provenance["epoch_losses"][0]
+    assert "contextual, rank 3, gelu, input norm rms" in aft("show", "a.safetensors").stdout
+    common = ["--model", model, "--tasks", "toy_choice", "--include-path", TOYS, "--device", "cpu"]
+    result = aft("evaluate", *common, "--vector", "a.safetensors:0.5", "--docs", "2:8", "--csv", "a.csv")
+    assert result.exit_code == 0 and "n = 6" in result.stdout
+    assert "a.safetensors" in Path("a.csv").read_text() and str(in_tmp) not in Path("a.csv").read_text()
+
+
+def test_extraction_writes_boosters_and_refuses_bad_input(model: str, in_tmp: Path) -> None:
+    common = ["--model", model, "--device", "cpu", "--output", "a.safetensors"]
+    tasks = ["--tasks", "toy_choice", "--include-path", TOYS]
+    result = aft("extract", "mean-difference", *common, *tasks, "--limit", "12")
+    assert result.exit_code == 0, result.stderr
+    assert "layer 2, " in result.stdout and "documents answered correctly" in result.stdout
+    assert Booster.load("a.safetensors").provenance["method"] == "mean-difference"
+    Path("asked.txt").write_text("What is light?\n\nWho are you?\n")
+    result = aft("extract", "function-vector", *common, "--questions", "asked.txt", "--layer", "1")
+    assert result.exit_code == 0 and "layer 1, 2 questions" in result.stdout
+    shown = aft("show", "a.safetensors").stdout
+    assert "function-vector" in shown and "norm 1.0000" in shown and "objective" not in shown
+    Path("empty.txt").write_text("\n")
+    for arguments, reason in (
+        (["function-vector", *common, "--questions", "empty.txt"], "--questions empty.txt: holds no question"),
+        (["function-vector", *common, "--layer", "9"], "layer 9 is out of range"),
+        (["mean-difference", *common, *tasks, "--limit", "1"], "there is no difference to take"),
+        (["mean-difference", *common, *tasks, "--tasks", "toy_text"], "toy_text has no choices"),
+        (["mean-difference", *common, *tasks, "--tasks", "toy_choice,toy_text"], "takes one task, not 2"),
+    ):
+        failed = aft("extract", *arguments)
+        assert failed.exit_code == 1 and failed.stderr.splitlines()[-1].startswith("Error:"), failed.output
+        assert reason in failed.stderr

@@ -191,6 +191,12 @@ def test_it_warns_of_another_base_model(tiny_checkpoint: Any, caplog: pytest.Log
         assert "expect no gain" not in caplog.text
         SteeredHFLM(pretrained=str(tiny_checkpoint("llama", seed=5)), vector=booster(base_model=base))
     assert "the booster was made for" in caplog.text
+    caplog.clear()
+    lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama", seed=5)), device="cpu")
+    with caplog.at_level(logging.WARNING, "aft_harness"):
+        for strength in (1.0, 2.0):  # as an evaluation of several variants does
+            lm.steering_for(booster(base_model=base), strength)
+    assert caplog.text.count("expect no gain") == 1
 
 
 def test_base_model_identity_holds_no_path(tiny_checkpoint: Any) -> None:

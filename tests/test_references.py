@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from aft_harness import references
 from aft_harness.booster import Booster
 from aft_harness.errors import AftError, BoosterError, ReferenceSyntaxError
 from aft_harness.references import Reference, load, parse
@@ -124,3 +125,10 @@ def test_an_unreachable_hub_is_one_line() -> None:
     with pytest.raises(BoosterError, match="cannot be fetched from the hub") as caught:
         load("hf://me/boosters/a.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def test_labels_hold_no_folders() -> None:
+    assert references.label("/home/me/a.safetensors:0.5") == "a.safetensors"
+    assert references.label("x/a.safetensors:0.5+y/b.safetensors") == "a.safetensors:0.5+b.safetensors:1"
+    assert references.label("hf://owner/repo/a.safetensors") == "hf://owner/repo/a.safetensors"
+    assert references.label(booster := Booster.static({0: torch.ones(4)})) == f"booster {booster.sha256[:12]}"

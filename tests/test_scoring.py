@@ -162,6 +162,24 @@ def test_variants_share_the_layers_below_them(tiny_model: Any) -> None:
     assert counts[:3] == [counts[0]] * 3 and counts[3] == 4 * counts[0]
 
 
+def test_variants_of_different_layers_share_what_lies_below_each(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    low, middle = (Booster.static({layer: torch.randn(32)}) for layer in (1, 2))
+    variants = [Steering(model, middle), None, Steering(model, low)]
+    runner, requests = engine(model), made_requests()
+    together = runner.loglikelihoods(requests, 5000, variants=variants)  # the checks are behind it now
+    counts = [0] * 4
+    for index, layer in enumerate(decoder_layers(model)):
+
+        def count(module: Any, args: Any, output: Any, index: int = index) -> None:
+            counts[index] += 1
+
+        layer.mlp.register_forward_hook(count)
+    assert runner.loglikelihoods(requests, 5000, variants=variants) == together
+    # Layer 2 runs below the second variant and above the first; layer 3 once for each of the three.
+    assert [found / counts[0] for found in counts] == [1, 1, 2, 3]
+
+
 def test_an_upper_layer_that_uses_more_of_the_lower_ones_is_run_in_full(tiny_model: Any) -> None:
     model = tiny_model("llama")
     layers = decoder_layers(model)

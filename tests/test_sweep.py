@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from aft_harness import sweep, training
 from aft_harness.booster import Booster
 from aft_harness.cli import main
-from aft_harness.errors import TrainingError
+from aft_harness.errors import TaskError, TrainingError
 from aft_harness.evaluation import Variant, evaluate
 from aft_harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.lm import SteeredHFLM
@@ -86,6 +86,11 @@ def test_a_task_with_texts_is_swept_by_loss(lm: SteeredHFLM) -> None:
     assert all(point.development.accuracy is None for point in points)
     losses = [point.development.loss for point in points]
     assert [point.chosen for point in points] == [loss == min(losses) for loss in losses]
+
+
+def test_a_task_without_right_and_wrong_cannot_be_swept(lm: SteeredHFLM) -> None:
+    with pytest.raises(TaskError, match="toy_rolling: no metric is 0 or 1"):
+        sweep.strengths(lm, booster(), [1.0], [drawn(lm)], sweep.Test(["toy_rolling"], PROMPTING))
 
 
 def test_an_interrupted_layer_sweep_goes_on_where_it_was(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.app import CONTEXT, KEPT, main
 from aft_harness.cli.options import load_model, model_options, prompt_options, task_names
 from aft_harness.cli.terminal import counting_bar, quiet
 
@@ -32,7 +32,9 @@ from aft_harness.cli.terminal import counting_bar, quiet
 @click.option(
     "--use-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of loglikelihoods to go on from."
 )
+@click.pass_context
 def evaluate(
+    context: click.Context,
     *,
     model: dict[str, Any],
     vectors: tuple[str, ...],
@@ -48,6 +50,8 @@ def evaluate(
     """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs exclude each other")
+    if use_cache is not None:
+        context.meta[KEPT] = f"what is scored is kept in {use_cache}; the same command goes on from there"
     with quiet():
         from contextlib import nullcontext
 
@@ -76,7 +80,7 @@ def evaluate(
         assert variant.booster is not None
         for task, metric, paired in evaluation.paired(baseline, results):
             click.echo(f"  {task} {metric}: {report.said(paired)}")
-            told = (lm.base_model.name, Path(vector).name, variant.booster, variant.strength)
+            told = (lm.base_model.name, references.label(vector), variant.booster, variant.strength)
             rows.append(report.row(*told, task, metric, paired))
     if table is not None:
         report.write_csv(rows, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,14 +54,18 @@ def training_bar() -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def counting_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar to be told how much is done, of how much."""
+    """A bar to be told how much is done, of how much; it appears when there is something to tell."""
     from tqdm import tqdm
 
-    with tqdm(desc=description, unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+    with ExitStack() as shown:
+        bars: list[Any] = []
 
         def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            if not bars:
+                bar = tqdm(desc=description, unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True)
+                bars.append(shown.enter_context(bar))
+            bars[0].total = total
+            bars[0].update(done - bars[0].n)
 
         yield update
 
