@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aft_harness.examples import Example
+from aft_harness.examples import ChoiceNorm, Example, choice_lengths
 from aft_harness.lm import SteeredHFLM
 from aft_harness.steering import Steering
 
@@ -34,6 +34,7 @@ def answers(
     lm: SteeredHFLM,
     examples: Sequence[Example],
     variants: Sequence[Steering | None] = (None,),
+    choice_norm: ChoiceNorm = "none",
     on_progress: OnProgress = lambda done, total: None,
 ) -> list[list[Answer]]:
     """Answers every example under every variant.
@@ -42,6 +43,7 @@ def answers(
         lm: The model.
         examples: What to answer; not empty.
         variants: From `SteeredHFLM.steering_for`.
+        choice_norm: See `examples.choice_lengths`.
         on_progress: Told how many requests are scored, of how many.
 
     Returns:
@@ -58,13 +60,14 @@ def answers(
     found = []
     for results in lm.score_variants(requests, variants, on_scored=scored):
         sums = iter(score for score, _ in results)
-        found.append([_answer(example, [next(sums) for _ in example.requests]) for example in examples])
+        found.append([_answer(example, [next(sums) for _ in example.requests], choice_norm) for example in examples])
     return found
 
 
-def _answer(example: Example, loglikelihoods: Sequence[float]) -> Answer:
+def _answer(example: Example, loglikelihoods: Sequence[float], choice_norm: ChoiceNorm) -> Answer:
     own = torch.tensor(loglikelihoods, dtype=torch.float64)
     if len(own) == 1:
         return Answer(-float(own[0]) / len(example.requests[0].continuation), None)
+    own = own / torch.tensor(choice_lengths(example, choice_norm))
     loss = float(own.logsumexp(0) - own[list(example.gold)].logsumexp(0))
     return Answer(loss, int(own.argmax()) in example.gold)

@@ -213,12 +213,15 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
                 raise BoosterError(f"layer {layer}: {error}") from None
     provenance: dict[str, Any] = {"method": "mix", "parts": [], "tasks": []}
     documents: set[str] = set()
+    unlisted = 0
     for booster, strength in parts:
         own = dict(booster.provenance)
-        documents.update(own.pop("documents", {}).get("hashes", []))
+        recorded = own.pop("documents", {})
+        documents.update(recorded.get("hashes", []))
+        unlisted += recorded.get("count", 0) if recorded.get("sidecar") else 0
         provenance["parts"].append({"booster_sha256": booster.sha256, "strength": strength, "provenance": own})
         provenance["tasks"] += own.get("tasks", [])
-    provenance["documents"] = {"count": len(documents), "hashes": sorted(documents)}
+    provenance["documents"] = {"count": len(documents) + unlisted, "hashes": sorted(documents)}
     bases = [booster.provenance["base_model"] for booster, _ in parts if "base_model" in booster.provenance]
     if bases:
         provenance["base_model"] = bases[0]
@@ -253,7 +256,7 @@ def _join_documents(provenance: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         lines = sidecar(path).read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError):
-        lines = []  # the booster works without it; only the warning about training documents is lost
+        return provenance  # the booster works without it; that the list is missing is said where it matters
     kept = {key: value for key, value in documents.items() if key != "sidecar"}
     return {**provenance, "documents": {**kept, "hashes": lines}}
 
@@ -297,6 +300,9 @@ def _read_header(text: str) -> dict[str, Any]:
     for key in ("injections", "provenance"):
         if not isinstance(header.get(key), dict):
             raise BoosterError(f"its 'aft' metadata lacks '{key}'")
+    tasks = header["provenance"].get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise BoosterError("its provenance names 'tasks' that are not a list of objects")
     return header
 
 
@@ -306,7 +312,7 @@ def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     for key, spec in specs.items():
         if not _LAYER.fullmatch(key):
             raise BoosterError(f"layer {key!r} is out of range: layers are whole numbers counted from 0")
-        if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
+        if not isinstance(spec, dict) or not isinstance(spec.get("kind"), str) or spec["kind"] not in KINDS:
             kind = spec.get("kind") if isinstance(spec, dict) else spec
             raise BoosterError(f"layer {key} has kind {kind!r}; this aft_harness knows {', '.join(KINDS)}")
         prefix = f"layers.{key}."

@@ -58,6 +58,15 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or text.strip()
 
 
+def unlisted(provenance: Mapping[str, Any]) -> int:
+    """How many training documents a booster had that its provenance does not name: its sidecar file is missing."""
+    recorded = provenance.get("documents")
+    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("count"), int):
+        return 0
+    # Rows with one question share a hash, so fewer hashes than documents are nothing unless none is there.
+    return 0 if recorded.get("hashes") and not recorded.get("sidecar") else int(recorded["count"])
+
+
 def recorded_hashes(provenance: Mapping[str, Any]) -> frozenset[str]:
     """The training documents that a booster's provenance names."""
     recorded = provenance.get("documents")

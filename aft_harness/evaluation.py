@@ -6,6 +6,7 @@ without one. Statistics are `samples.py`'s and `statistics.py`'s work.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 
 from aft_harness.booster import Booster
-from aft_harness.errors import TaskError
+from aft_harness.errors import AftError, TaskError
 from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_manager
 from aft_harness.lm import SteeredHFLM
 from aft_harness.samples import bounds, by_document, compare_samples
@@ -107,7 +108,9 @@ def evaluate(
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        except (ValueError, KeyError, AssertionError) as error:
+        except AftError:
+            raise
+        except (ValueError, KeyError, AssertionError, OSError) as error:  # OSError: data that cannot be fetched
             reason = " ".join(str(error).split())[:300]
             raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {reason})") from error
         if tracker is not None:
@@ -115,6 +118,9 @@ def evaluate(
             tracker.save_results_aggregated(results={**results, "samples": None}, samples=samples)
             for task in results["configs"]:
                 tracker.save_results_samples(task_name=task, samples=samples[task])
+            assert output is not None
+            if not any((output / variant.name).rglob("results_*.json")):  # lm-eval only logs what went wrong
+                raise TaskError(f"--output {output}: lm-eval could not write its files there")
         evaluated.append(VariantResults(variant, results))
     return evaluated
 
@@ -173,23 +179,29 @@ class _SharedPass:
                 scored.update(
                     (request, stored[key]) for request, key in zip(requests, own, strict=True) if key in stored
                 )
-        # One pass for whatever is missing: a study that goes on lacks the same requests of the same variants.
-        lacking = [index for index, scored in enumerate(self._scored) if any(one not in scored for one in requests)]
-        places = [place for place, one in enumerate(requests) if any(one not in self._scored[i] for i in lacking)]
-        done = len(requests) - len(places)
+        # One pass over the requests that the same variants lack: all of them, unless a study goes on.
+        lacking: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            lacking[tuple(index for index, scored in enumerate(self._scored) if request not in scored)].append(place)
+        done = len(lacking.pop((), []))
+        for indices, places in lacking.items():
 
-        def record(members: Sequence[int], results: Sequence[Sequence[Result]]) -> None:
-            nonlocal done
-            for index, found in zip(lacking, results, strict=True):
-                pairs = {places[member]: result for member, result in zip(members, found, strict=True)}
-                self._scored[index].update((requests[place], result) for place, result in pairs.items())
-                if self._store:
-                    self._store.put({keys[index][place]: result for place, result in pairs.items()})
-            done += len(members)
-            self._on_progress(done, len(requests))
+            def record(
+                members: Sequence[int],
+                results: Sequence[Sequence[Result]],
+                indices: tuple[int, ...] = indices,
+                places: list[int] = places,
+            ) -> None:
+                nonlocal done
+                for index, found in zip(indices, results, strict=True):
+                    pairs = {places[member]: result for member, result in zip(members, found, strict=True)}
+                    self._scored[index].update((requests[place], result) for place, result in pairs.items())
+                    if self._store:
+                        self._store.put({keys[index][place]: result for place, result in pairs.items()})
+                done += len(members)
+                self._on_progress(done, len(requests))
 
-        if places:
-            steerings = [self.steerings[index] for index in lacking]
+            steerings = [self.steerings[index] for index in indices]
             self.lm.score_variants([requests[place] for place in places], steerings, on_scored=record)
 
 

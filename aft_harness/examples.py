@@ -51,6 +51,25 @@ class Example:
     weight: float = 1.0
 
 
+ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
+
+
+def choice_lengths(example: Example, norm: ChoiceNorm) -> list[int]:
+    """What the loglikelihood of each choice is divided by before choices are ranked; at least 1.
+
+    Args:
+        example: With choices.
+        norm: `characters` is what lm-eval's `acc_norm` ranks by, `bytes` its `acc_bytes`.
+    """
+    lengths = {
+        "none": [1 for _ in example.choices],
+        "characters": [len(choice) for choice in example.choices],
+        "bytes": [len(choice.encode()) for choice in example.choices],
+        "tokens": [len(request.continuation) for request in example.requests],
+    }
+    return [max(1, length) for length in lengths[norm]]
+
+
 @dataclass(frozen=True)
 class Prompting:
     """How prompts are formatted; the same words as lm-eval's options."""
@@ -72,6 +91,7 @@ class TaskSelection:
         weight: Weight of the task in the loss of a mixture.
         train_docs: `split` or `split[a:b]`; None takes the task's training split.
         dev_docs: Number of development documents to carve from the same rows.
+        development_only: Whether training documents are not wanted at all.
     """
 
     name: str
@@ -79,6 +99,7 @@ class TaskSelection:
     weight: float = 1.0
     train_docs: str | None = None
     dev_docs: int = 0
+    development_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,9 @@ def task_examples(
             f"evaluated split); name held-out rows with --train-docs SPLIT[a:b]"
         )
     development, training = rows.carve(order, selection.dev_docs)
-    if not training:
+    if selection.development_only:
+        training = []
+    elif not training:
         raise TaskError(f"task {name}: --dev-docs {selection.dev_docs} leaves no training documents of {len(order)}")
     if selection.limit is not None:
         training = training[: selection.limit]
@@ -195,7 +218,7 @@ def task_examples(
     built = _build(task, rows, [*development, *training], prompting, lm, selection.weight)
     kept_development = [built[index] for index in development if index in built]
     kept_training = [built[index] for index in training if index in built]
-    if not kept_training:
+    if not kept_training and not selection.development_only:
         raise TaskError(f"task {name}: no training document has a usable gold answer")
     return TaskExamples(
         task=name,

@@ -7,7 +7,7 @@ Knows examples and a loaded model. A direction of norm one is extracted; how str
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -80,7 +80,7 @@ def mean_difference(
             "difference to take; give more or other documents (--limit, --train-docs)"
         )
     tokens = [lm.tok_encode(example.question) for example in task.train]
-    means = torch.stack([hidden.mean(0) for hidden in activations(lm, tokens, layer)])
+    means = torch.stack(activations(lm, tokens, layer, lambda hidden: hidden.mean(0)))
     chosen = torch.tensor(right)
     documents = {"count": len(task.train), "hashes": sorted({example.document for example in task.train})}
     details = {
@@ -111,12 +111,20 @@ def function_vector(lm: SteeredHFLM, questions: Sequence[str] = QUESTIONS, layer
     last = []
     for prompt in (REASONING_PROMPT, DIRECT_PROMPT):
         tokens = [lm.tok_encode(prompt.format(question=question)) for question in questions]
-        last.append(torch.stack([hidden[-1] for hidden in activations(lm, tokens, layer)]).mean(0))
+        last.append(torch.stack(activations(lm, tokens, layer, lambda hidden: hidden[-1])).mean(0))
     return _booster(lm, "function-vector", layer, last[0] - last[1], {"tasks": [], "questions": list(questions)})
 
 
-def activations(lm: SteeredHFLM, sequences: Sequence[Sequence[int]], layer: int) -> list[Tensor]:
-    """Unsteered output of a layer for each sequence of tokens, float32 [tokens, hidden] each, on the CPU.
+def activations(
+    lm: SteeredHFLM, sequences: Sequence[Sequence[int]], layer: int, reduce: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """What `reduce` makes of the unsteered output of a layer for each sequence of tokens.
+
+    Args:
+        lm: A model without a booster.
+        sequences: Token ids, cut from the left to the model's length.
+        layer: Whose output.
+        reduce: Gets float32 [tokens, hidden] on the CPU.
 
     Raises:
         TrainingError: A sequence without tokens.
@@ -130,7 +138,7 @@ def activations(lm: SteeredHFLM, sequences: Sequence[Sequence[int]], layer: int)
     for batch in packing.batches(packing.pack(kept, [len(sequence) for sequence in kept], 1), TOKENS_PER_PASS):
         hidden = engine.hidden(batch, layer).float().cpu()
         for states, row in zip(hidden, batch.rows, strict=True):
-            found.update({member: states[tail] for member, tail in zip(row.members, row.tails, strict=True)})
+            found.update({member: reduce(states[tail]) for member, tail in zip(row.members, row.tails, strict=True)})
     return [found[index] for index in range(len(kept))]
 
 

@@ -5,6 +5,7 @@ Knows examples and the scoring engine. Knows nothing of optimisers, boosters or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,13 +16,12 @@ from torch import Tensor
 
 from aft_harness import packing
 from aft_harness.errors import TrainingError
-from aft_harness.examples import Example, TaskExamples
+from aft_harness.examples import ChoiceNorm, Example, TaskExamples, choice_lengths
 from aft_harness.packing import Batch, Row
 from aft_harness.scoring import Engine, Request, joined
 from aft_harness.states import StateStore
 
 Objective = Literal["answer", "choice"]
-ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
 
 TOKENS_PER_PASS = 4096
 """Bound of one forward and backward pass in tokens; a larger batch accumulates gradients over several."""
@@ -43,6 +43,11 @@ class Score:
     loss: float
     accuracy: float | None
     n: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Orders variants, better ones first: by accuracy, then by loss; one that diverged comes last."""
+        return -(self.accuracy or 0.0), math.inf if math.isnan(self.loss) else self.loss
 
 
 class Lesson:
@@ -111,14 +116,14 @@ class Lesson:
 
         A model that cannot be resumed there (see `Engine.resumes`) runs in full at each pass instead.
         """
+        if not self._engine.resumes(packing.batches([min(self._rows, key=len)], 1)[0], self._lowest):
+            return
         total = len(self._examples)
         done = 0
         for chunk in self.chunks(self._examples):
             rows = [index for example in chunk for index in self._rows_of[id(example)]]
             states: dict[int, Tensor] = {}
             for batch, parts in self._batches(rows):
-                if not self._engine.resumes(batch, self._lowest):
-                    return
                 hidden = self._engine.hidden(batch, self._lowest)
                 for place, indices in enumerate(parts):
                     sizes = [len(self._rows[index]) for index in indices]
@@ -145,7 +150,7 @@ class Lesson:
                 losses.append(-part[0] / len(example.requests[example.gold[0]].continuation))
                 right.append(None)
                 continue
-            ranked = part / self._lengths(example).to(part)
+            ranked = part / torch.tensor(choice_lengths(example, self._choice_norm)).to(part)
             losses.append(ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0))
             right.append(int(ranked.argmax()) in example.gold)
         return torch.stack(losses), right
@@ -215,12 +220,3 @@ class Lesson:
     def _wanted(self, example: Example) -> Sequence[Request]:
         answer_only = self._by_task[example.task] == "answer"
         return (example.requests[example.gold[0]],) if answer_only else example.requests
-
-    def _lengths(self, example: Example) -> Tensor:
-        measure: dict[ChoiceNorm, list[int]] = {
-            "none": [1] * len(example.choices),
-            "characters": [len(choice) for choice in example.choices],
-            "bytes": [len(choice.encode()) for choice in example.choices],
-            "tokens": [len(request.continuation) for request in example.requests],
-        }
-        return torch.tensor(measure[self._choice_norm]).clamp_min(1)

@@ -308,6 +308,7 @@ class SteeredHFLM(HFLM):
             for name in (
                 "add_bos_token",
                 "delta",
+                "layers_path",
                 "max_length",
                 "mixed_precision_dtype",
                 "peft",
@@ -342,7 +343,14 @@ class SteeredHFLM(HFLM):
 
     def warn_of_training_documents(self, requests: Sequence[Instance]) -> None:
         """Logs a warning for each task some of whose documents the present booster was trained on."""
-        trained = documents.recorded_hashes(self.booster.provenance) if self.booster else frozenset()
+        provenance = self.booster.provenance if self.booster else {}
+        trained = documents.recorded_hashes(provenance)
+        if missing := documents.unlisted(provenance):
+            logger.warning(
+                "the list of the booster's %d training documents is missing (NAME.safetensors.documents.txt): whether "
+                "the result is held-out cannot be checked",
+                missing,
+            )
         if not trained:
             return
         seen: dict[str, set[Any]] = defaultdict(set)

@@ -11,11 +11,12 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aft_harness.booster import Booster, mix
+from aft_harness.booster import Booster, mix, sidecar
 from aft_harness.errors import BoosterError, ReferenceSyntaxError
 
 SUFFIX = ".safetensors"
@@ -159,12 +160,17 @@ def _finite(strength: float, text: object) -> float:
 
 def _download(address: str) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     match = _HUB.fullmatch(address)
     if match is None or ".." in match["file"].split("/"):
         raise ReferenceSyntaxError(f"{address}: expected hf://owner/repo/file{SUFFIX}[@revision]")
     try:
-        return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
+        path = Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
+        # Beside a booster of very many training documents lies their list; most boosters have none.
+        with suppress(EntryNotFoundError):
+            hf_hub_download(match["repo"], sidecar(Path(match["file"])).as_posix(), revision=match["revision"])
+        return path
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BoosterError(f"{address}: cannot be fetched from the hub ({type(error).__name__}: {reason})") from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,8 @@ def row(
         "booster_sha256": booster.sha256,
         "method": provenance.get("method", ""),
         "objective": provenance.get("objective", ""),
-        "trained_on": "+".join(str(told["task"]) for told in tasks),
-        "trained_n": sum(told["n_train"] for told in tasks),
+        "trained_on": "+".join(str(told.get("task")) for told in tasks),
+        "trained_n": sum(told.get("n_train", 0) for told in tasks),
         "layers": ",".join(map(str, booster.layers)),
         "strength": strength,
         "booster_parameters": booster.parameters,
@@ -151,12 +150,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], over: str, path: Path) -> None
         if len(chosen):
             axis.legend(frameon=False, fontsize=8)
     axes[-1, 0].set_xlabel({"layers": "decoder layer whose output is changed"}.get(over, over))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=150, metadata={"Software": None})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        pyplot.close(figure)
-        Path(temporary).unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomically(path, drawn.getvalue())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,30 +31,46 @@ class ScoreStore:
         Raises:
             CacheError: It cannot be opened, or is no such file.
         """
-        try:
+        self._path = path
+        with self._explained():
             self._database = sqlite3.connect(path, timeout=60)
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL, greedy INTEGER)"
             )
-        except sqlite3.Error as error:
-            raise CacheError(f"{path}: cannot hold scores ({error}); remove it or name another folder") from None
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
-        """The results of those keys that are there."""
+        """The results of those keys that are there.
+
+        Raises:
+            CacheError: The file cannot be read.
+        """
         found: dict[bytes, Result] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            query = f"SELECT key, score, greedy FROM scores WHERE key IN ({','.join('?' * len(part))})"
-            found.update({key: (score, bool(greedy)) for key, score, greedy in self._database.execute(query, part)})
+        with self._explained():
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                query = f"SELECT key, score, greedy FROM scores WHERE key IN ({','.join('?' * len(part))})"
+                rows = self._database.execute(query, part)
+                found.update({key: (score, bool(greedy)) for key, score, greedy in rows})
         return found
 
     def put(self, results: Mapping[bytes, Result]) -> None:
-        """Adds results; those of a key that is there already are replaced."""
-        with self._database:
+        """Adds results; those of a key that is there already are replaced.
+
+        Raises:
+            CacheError: The file cannot be written.
+        """
+        with self._explained(), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
                 [(key, score, int(greedy)) for key, (score, greedy) in results.items()],
             )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise CacheError(f"{self._path}: cannot hold scores ({error}); remove it or name another file") from None
 
     def __enter__(self) -> Self:
         """Returns the store."""

@@ -183,7 +183,9 @@ class Engine:
                 low = lowest[index]
                 while starts and (low is None or starts[0] <= low):
                     start = starts.pop(0)
-                    shared.enter_context(self.resumed(start, self.hidden(batch, start)))
+                    hidden = self.hidden(batch, start)
+                    shared.close()  # one hidden state at a time
+                    shared.enter_context(self.resumed(start, hidden))
                 with variants[index] or nullcontext():
                     scored[index] = self.score(batch, requests, softmax_dtype)
         return [scored[index] for index in range(len(variants))]
@@ -361,9 +363,22 @@ class Engine:
 
     @cached_property
     def _keeps_logits(self) -> bool:
+        """Whether the head can run on chosen positions; older and remote code takes a number or nothing instead."""
         wrapped = hasattr(self.model, "get_base_model")
         target = self.model.get_base_model() if wrapped else self.model  # type: ignore[operator]
-        return "logits_to_keep" in inspect.signature(target.forward).parameters
+        if "logits_to_keep" not in inspect.signature(target.forward).parameters:
+            return False
+        tokens = torch.ones(1, 2, dtype=torch.long, device=self.device)
+        keep = torch.tensor([[False, True]], device=self.device)
+        try:
+            with torch.no_grad():
+                logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            logger.debug("logits cannot be kept by position: %s", error)
+            return False
+        return bool(logits.shape[:-1].numel() == 1)
 
     def _forward(self, batch: Batch, **kwargs: Any) -> Any:
         # A chain of tokens is what a causal model expects anyway: right padding needs no mask.

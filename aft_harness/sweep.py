@@ -17,39 +17,14 @@ from aft_harness.answers import answers
 from aft_harness.booster import Booster
 from aft_harness.errors import BoosterError, TaskError, TrainingError
 from aft_harness.evaluation import OnProgress, Variant
-from aft_harness.examples import Example, Prompting, TaskExamples
+from aft_harness.examples import ChoiceNorm, Example, Prompting, TaskExamples, TaskSelection, load_tasks
 from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM
+from aft_harness.samples import bounds
 from aft_harness.score_store import ScoreStore
 from aft_harness.statistics import PairedCount
 from aft_harness.steering import check_layer
 from aft_harness.training import Progress, Settings, Trained
-
-
-@dataclass(frozen=True)
-class Development:
-    """How a variant does on development documents.
-
-    Attributes:
-        n: Documents.
-        accuracy: Fraction of those with choices whose likeliest one is right; None without such documents.
-        loss: Mean cross-entropy: of the softmax over the choices, or of a target text's tokens.
-    """
-
-    n: int
-    accuracy: float | None
-    loss: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Better variants come first: by accuracy, then by loss."""
-        return -(self.accuracy or 0.0), self.loss
-
-    def columns(self, chosen: bool) -> dict[str, Any]:
-        """The columns of a CSV that say what was chosen, and by what."""
-        accuracy = "" if self.accuracy is None else self.accuracy
-        told = {"development_n": self.n, "development_accuracy": accuracy, "development_loss": self.loss}
-        return {**told, "chosen": int(chosen)}
 
 
 @dataclass(frozen=True)
@@ -58,21 +33,29 @@ class Point:
 
     Attributes:
         variant: What was evaluated.
+        name: What a table calls the booster.
         development: What the choice was made by.
         chosen: Whether it is the choice.
         tests: Task, metric and paired result on test documents.
     """
 
     variant: Variant
-    development: Development
+    name: str
+    development: Score
     chosen: bool
     tests: list[tuple[str, str, PairedCount]]
 
     def rows(self, model: str) -> list[dict[str, Any]]:
         """The point as rows of a CSV."""
         assert self.variant.booster is not None
-        columns = self.development.columns(self.chosen)
-        told = (model, self.variant.name, self.variant.booster, self.variant.strength)
+        accuracy = "" if self.development.accuracy is None else self.development.accuracy
+        columns = {
+            "development_n": self.development.n,
+            "development_accuracy": accuracy,
+            "development_loss": self.development.loss,
+            "chosen": int(self.chosen),
+        }
+        told = (model, self.name, self.variant.booster, self.variant.strength)
         return [report.row(*told, task, metric, paired, columns) for task, metric, paired in self.tests]
 
 
@@ -94,6 +77,7 @@ def strengths(
     test: Test,
     store: ScoreStore | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    name: str = "",
 ) -> list[Point]:
     """Evaluates a booster at several strengths, all in one pass, and chooses one on development documents.
 
@@ -105,14 +89,23 @@ def strengths(
         test: What is reported on.
         store: See `evaluation.evaluate`.
         on_progress: See `evaluation.evaluate`.
+        name: What a table calls the booster.
 
     Raises:
-        TrainingError: No development documents are left.
+        TrainingError: No development documents are left, or the booster's training documents are not known.
+        TaskError: See `refuse_overlap`.
     """
+    if missing := documents.unlisted(booster.provenance):
+        raise TrainingError(
+            f"the list of the booster's {missing} training documents is missing (NAME.safetensors.documents.txt), so "
+            "that development documents cannot be told from them"
+        )
     variants = [Variant(f"strength {value:g}", booster, value) for value in values]
     trained = documents.recorded_hashes(booster.provenance)
     examples = [one for task in development for one in task.development if one.document not in trained]
-    return _swept(lm, variants, measured(lm, variants, examples), test, store, on_progress)
+    refuse_overlap(test, examples)
+    scores = measured(lm, variants, examples, booster.provenance.get("choice_norm", "none"))
+    return _swept(lm, variants, [name or "booster"] * len(variants), scores, test, store, on_progress)
 
 
 def layers(
@@ -141,11 +134,13 @@ def layers(
 
     Raises:
         TrainingError: There are no development examples.
+        TaskError: See `refuse_overlap`.
     """
     examples = [example for task in tasks for example in task.development]
     if not examples:
         raise TrainingError("a layer sweep chooses on development documents: give --dev-docs")
-    variants = []
+    refuse_overlap(test, [*examples, *(example for task in tasks for example in task.train)])
+    variants, names = [], []
     for done, layer in enumerate(candidates):
         path = folder / f"layer-{layer:02d}.safetensors"
         own = replace(settings, layers=(layer,))
@@ -158,7 +153,29 @@ def layers(
             booster = training.train(lm, tasks, own, test.prompting, on_progress=told).booster
             booster.save(path)
         variants.append(Variant(f"layer {layer}", booster))
-    return _swept(lm, variants, measured(lm, variants, examples), test, store, on_progress)
+        names.append(path.name)
+    scores = measured(lm, variants, examples, settings.choice_norm)
+    return _swept(lm, variants, names, scores, test, store, on_progress)
+
+
+def refuse_overlap(test: Test, examples: Sequence[Example]) -> None:
+    """Refuses to report on documents that something was learned from or chosen by; loads the test tasks.
+
+    Raises:
+        TaskError: A test task holds some of them, or cannot be loaded.
+    """
+    known = {example.document for example in examples}
+    for selection, task in load_tasks([TaskSelection(name) for name in test.tasks], test.prompting.include_path):
+        docs = list(task.eval_docs)
+        if test.docs:
+            start, stop = bounds(test.docs)
+            docs = docs[start:stop]
+        asked = [documents.possible_hashes(doc, str(task.doc_to_text(doc))) for doc in docs[: test.limit]]
+        if shared := sum(not known.isdisjoint(hashes) for hashes in asked):
+            raise TaskError(
+                f"{shared} of {len(asked)} test documents of {selection.name} are among the training or development "
+                "documents: report on others with --test-docs A:B"
+            )
 
 
 def _trained_before(path: Path, identity: str) -> Booster | None:
@@ -169,8 +186,10 @@ def _trained_before(path: Path, identity: str) -> Booster | None:
     return booster if booster.provenance.get("training_sha256") == identity else None
 
 
-def measured(lm: SteeredHFLM, variants: Sequence[Variant], examples: Sequence[Example]) -> list[Development]:
-    """How each variant does on examples: one pass for all.
+def measured(
+    lm: SteeredHFLM, variants: Sequence[Variant], examples: Sequence[Example], choice_norm: ChoiceNorm = "none"
+) -> list[Score]:
+    """How each variant does on examples, in one pass: what every choice is made by.
 
     Raises:
         TrainingError: There are no examples.
@@ -179,17 +198,18 @@ def measured(lm: SteeredHFLM, variants: Sequence[Variant], examples: Sequence[Ex
         raise TrainingError("nothing can be chosen without development documents: give --dev-docs")
     steerings = [lm.steering_for(variant.booster, variant.strength) for variant in variants]
     found = []
-    for given in answers(lm, examples, steerings):
+    for given in answers(lm, examples, steerings, choice_norm):
         right = [answer.right for answer in given if answer.right is not None]
         accuracy = sum(right) / len(right) if right else None
-        found.append(Development(len(given), accuracy, sum(answer.loss for answer in given) / len(given)))
+        found.append(Score(sum(answer.loss for answer in given) / len(given), accuracy, len(given)))
     return found
 
 
 def _swept(
     lm: SteeredHFLM,
     variants: Sequence[Variant],
-    development: Sequence[Development],
+    names: Sequence[str],
+    development: Sequence[Score],
     test: Test,
     store: ScoreStore | None,
     on_progress: OnProgress,
@@ -206,11 +226,12 @@ def _swept(
         on_progress=on_progress,
     )
     tests = [list(evaluation.paired(baseline, results)) for results in steered]
-    if not all(tests):
-        raise TaskError(f"{', '.join(test.tasks)}: no metric is 0 or 1 on every document, which a sweep compares by")
+    if silent := sorted(set(baseline.results["samples"]) - {task for task, _, _ in tests[0]}):
+        raise TaskError(f"{', '.join(silent)}: no metric is 0 or 1 on every document, which a sweep compares by")
+    columns = zip(variants, names, development, tests, strict=True)
     return [
-        Point(variant, developed, index == best, tested)
-        for index, (variant, developed, tested) in enumerate(zip(variants, development, tests, strict=True))
+        Point(variant, name, developed, index == best, tested)
+        for index, (variant, name, developed, tested) in enumerate(columns)
     ]
 
 
@@ -242,7 +263,8 @@ def best_layer(
     Raises:
         TrainingError: There are no development examples.
     """
-    if not any(task.development for task in tasks):
+    examples = [example for task in tasks for example in task.development]
+    if not examples:
         raise TrainingError("--layer auto chooses on development documents: give --dev-docs")
     tried: dict[int, Trained] = {}
     for layer in candidates:
@@ -251,8 +273,9 @@ def best_layer(
         tried[layer] = training.train(
             lm, tasks, own, prompting, licence, cache_limit, partial(lambda prefix, now: on_progress(now, prefix), told)
         )
-    scores = {layer: trained.after for layer, trained in tried.items()}
-    best = tried[min(scores, key=lambda layer: (-(scores[layer].accuracy or 0.0), scores[layer].loss))]
+    variants = [Variant(f"layer {layer}", trained.booster) for layer, trained in tried.items()]
+    scores = dict(zip(tried, measured(lm, variants, examples, settings.choice_norm), strict=True))
+    best = tried[min(scores, key=lambda layer: scores[layer].rank)]
     noted = {str(layer): asdict(score) for layer, score in scores.items()}
     booster = Booster(best.booster.injections, {**best.booster.provenance, "layer_sweep": noted})
     return replace(best, booster=booster), scores
@@ -300,6 +323,6 @@ def written(points: Sequence[Point], model: str, over: str, folder: Path) -> Map
     """Writes `sweep.csv` and `sweep.png` into a folder and returns their paths."""
     rows = [row for point in points for row in point.rows(model)]
     paths = {"table": folder / "sweep.csv", "plot": folder / "sweep.png"}
-    report.write_csv(rows, paths["table"])
     report.plot_sweep(rows, over, paths["plot"])
+    report.write_csv(rows, paths["table"])  # last: who finds the table may trust that all is there
     return paths

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from aft_harness import steering
 from aft_harness.booster import Booster
 from aft_harness.errors import TrainingError
-from aft_harness.examples import Example, Prompting, TaskExamples
+from aft_harness.examples import ChoiceNorm, Example, Prompting, TaskExamples
 from aft_harness.injections import ACTIVATIONS, INPUT_NORMS, ContextualInjection, Injection, StaticInjection
-from aft_harness.lesson import ChoiceNorm, Lesson, Objective, Score
+from aft_harness.lesson import Lesson, Objective, Score
 from aft_harness.lm import SteeredHFLM
 from aft_harness.states import StateStore
 from aft_harness.steering import check_layer

@@ -49,10 +49,16 @@ for rate in 1e-3 3e-3 1e-2; do
     once "$out/contextual-$rate.safetensors" aft train $on $long --kind contextual --rank 8 --lr $rate \
         --output "$out/contextual-$rate.safetensors"
 done
-once "$tables/seeds.csv" aft evaluate $on --docs 400:1188 --csv "$tables/seeds.csv" \
-    --vector "$out/aft-0.safetensors" --vector "$out/aft-1.safetensors" --vector "$out/aft-2.safetensors" \
-    --vector "$out/contextual-1e-3.safetensors" --vector "$out/contextual-3e-3.safetensors" \
-    --vector "$out/contextual-1e-2.safetensors"
+contextual=$(python - "$out"/contextual-*.safetensors <<'PYTHON'
+import sys
+from aft_harness.booster import Booster
+print(min(sys.argv[1:], key=lambda path: Booster.load(path).provenance["after"]["loss"]))
+PYTHON
+)
+echo "$contextual, chosen on development documents"
+once "$out/seeds.csv" aft evaluate $on --docs 400:1188 --csv "$out/seeds.csv" --vector "$out/aft-0.safetensors" \
+    --vector "$out/aft-1.safetensors" --vector "$out/aft-2.safetensors" --vector "$contextual"
+cp "$out/seeds.csv" "$tables/seeds.csv"
 
 # Is 1.0 the best strength?
 sweep strengths strengths $on $dev $test --vector "$out/aft-0.safetensors" --strengths 0.25,0.5,0.75,1,1.25,1.5,2,3
@@ -73,7 +79,8 @@ once "$out/mix.safetensors" aft mix "$out/aft-0.safetensors" "$out/gsm8k.safeten
 for task in arc_easy gsm8k_easy; do
     rows=0:500
     [ $task = arc_easy ] && rows=400:1188
-    once "$tables/mix-$task.csv" aft evaluate --model "$model" --dtype bfloat16 --tasks $task $suite --docs $rows \
-        --csv "$tables/mix-$task.csv" --vector "$out/aft-0.safetensors" --vector "$out/gsm8k.safetensors" \
+    once "$out/mix-$task.csv" aft evaluate --model "$model" --dtype bfloat16 --tasks $task $suite --docs $rows \
+        --csv "$out/mix-$task.csv" --vector "$out/aft-0.safetensors" --vector "$out/gsm8k.safetensors" \
         --vector "$out/mix.safetensors"
+    cp "$out/mix-$task.csv" "$tables/mix-$task.csv"
 done

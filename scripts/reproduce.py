@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,10 @@ PUBLISHED = {
 """Phi-2, 200 test questions, as first reported."""
 
 
+Variant = tuple[str, float]
+"""A method and a strength."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A method's two readings: accuracy, change and test, on which rows, at which strength."""
@@ -50,24 +54,69 @@ def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
     """Runs the three methods and returns the table's rows."""
     from aft_harness import extraction, training
 
-    on_stage("baseline")
+    on_stage("rows")
     learning, test, development = rows_of(lm)
-    layer = 16 if len(lm.engine.layers) > 32 else len(lm.engine.layers) // 2
-    on_stage("mean difference")
-    mean = extraction.mean_difference(lm, learning, layer)
-    rows = [
-        heuristic(lm, "mean difference", mean, extraction.MEAN_DIFFERENCE_STRENGTHS, test, test, development),
-    ]
-    on_stage("function vector")
-    function = extraction.function_vector(lm, layer=min(16, len(lm.engine.layers) - 1))
-    strengths = extraction.FUNCTION_VECTOR_STRENGTHS
-    rows.append(heuristic(lm, "function vector", function, strengths, learning.train, test, development))
-    on_stage("AFT")
+    count = len(lm.engine.layers)
+    layer = 16 if count > 32 else count // 2
+    on_stage("mean difference and function vector")
+    boosters = {
+        "mean difference": extraction.mean_difference(lm, learning, layer),
+        "function vector": extraction.function_vector(lm),
+    }
+    on_stage("AFT, 5 epochs")
     settings = training.Settings(layers=(layer,), objective="answer", lr=1e-2, epochs=5, batch_size=4, seed=seed)
-    trained = training.train(lm, [learning], settings)
-    paired = compared(lm, test, [(trained.booster, 1.0)])[0]
-    rows.append(Row("AFT", paired, "rows 200-399", paired, "nothing picked"))
-    return rows
+    boosters["AFT"] = training.train(lm, [learning], settings).booster
+    return read_twice(lm, boosters, learning.train, test, development, on_stage)
+
+
+def read_twice(
+    lm: Any,
+    boosters: Mapping[str, Any],
+    early: Sequence[Any],
+    test: Sequence[Any],
+    development: Sequence[Any],
+    on_stage: Callable[[str], None],
+) -> list[Row]:
+    """Both readings of each method: the best strength of the rows that are reported, and one picked elsewhere.
+
+    Args:
+        lm: The model.
+        boosters: By method.
+        early: Rows 0-199, on which the function vector was first reported.
+        test: Rows 200-399.
+        development: Rows that nothing else touches.
+        on_stage: Told what comes next.
+    """
+    from aft_harness import extraction
+
+    means, functions = extraction.MEAN_DIFFERENCE_STRENGTHS, extraction.FUNCTION_VECTOR_STRENGTHS
+    mean, function, aft = boosters
+
+    def compared(examples: Sequence[Any], *variants: Variant) -> dict[Variant, Any]:
+        return compare_all(lm, examples, {(name, strength): boosters[name] for name, strength in variants})
+
+    on_stage("picking strengths on development rows")
+    elsewhere = compared(development, *((mean, each) for each in means), *((function, each) for each in functions))
+    picked = {name: best({key: elsewhere[key] for key in elsewhere if key[0] == name}) for name in (mean, function)}
+    on_stage("rows 0-199")
+    first = compared(early, *((function, each) for each in functions))
+    on_stage("rows 200-399")
+    last = compared(test, *((mean, each) for each in means), picked[function], (aft, 1.0))
+    rows = []
+    for name, where, results in (
+        (mean, "200-399", {key: last[key] for key in last if key[0] == mean}),
+        (function, "0-199", first),
+    ):
+        biased, honest = best(results), picked[name]
+        note = f"strength {honest[1]:g} picked on {len(development)} others"
+        published = f"rows {where}, strength {biased[1]:g} picked on them"
+        rows.append(Row(name, results[biased], published, last[honest], note))
+    return [*rows, Row(aft, last[aft, 1.0], "rows 200-399", last[aft, 1.0], "nothing picked")]
+
+
+def best(results: Mapping[Variant, Any]) -> Variant:
+    """The variant with the largest change; the first of equals."""
+    return max(results, key=lambda variant: results[variant].delta)
 
 
 def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
@@ -88,33 +137,14 @@ def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
     return replace(learning, development=[]), test, development[:DEVELOPMENT_ROWS]
 
 
-def heuristic(
-    lm: Any,
-    method: str,
-    booster: Any,
-    strengths: Sequence[float],
-    published: Sequence[Any],
-    test: Sequence[Any],
-    development: Sequence[Any],
-) -> Row:
-    """Picks the strength on the rows that are reported, and on development rows."""
-    variants = [(booster, strength) for strength in strengths]
-    best = max(zip(strengths, compared(lm, published, variants), strict=True), key=lambda pair: pair[1].delta)
-    chosen = max(zip(variants, compared(lm, development, variants), strict=True), key=lambda pair: pair[1].delta)[0]
-    (honest,) = compared(lm, test, [chosen])
-    rows = "200-399" if published is test else "0-199"
-    note = f"rows {rows}, strength {best[0]:g} picked on them"
-    return Row(method, best[1], note, honest, f"strength {chosen[1]:g} picked on {len(development)} others")
-
-
-def compared(lm: Any, examples: Sequence[Any], variants: Sequence[tuple[Any, float]]) -> list[Any]:
-    """Each variant against the unchanged model, question by question."""
+def compare_all(lm: Any, examples: Sequence[Any], boosters: Mapping[Variant, Any]) -> dict[Variant, Any]:
+    """Each variant against the unchanged model, question by question, in one pass."""
     from aft_harness.answers import answers
     from aft_harness.statistics import compare
 
-    steerings = [None, *(lm.steering_for(booster, strength) for booster, strength in variants)]
+    steerings = [None, *(lm.steering_for(booster, strength) for (_, strength), booster in boosters.items())]
     baseline, *steered = [[bool(answer.right) for answer in given] for given in answers(lm, examples, steerings)]
-    return [compare(baseline, right) for right in steered]
+    return {variant: compare(baseline, right) for variant, right in zip(boosters, steered, strict=True)}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -156,6 +186,8 @@ def main(model: str | None, dtype: str, device: str | None, batch_size: int, see
     from aft_harness.errors import AftError
 
     os.environ.setdefault("TQDM_DISABLE", "1")
+    if output and not output.parent.is_dir():
+        raise click.BadParameter(f"{output.parent} is not a folder", param_hint="--output")
     try:
         with quiet(), _timed() as elapsed:
             from aft_harness.demo import model_folder

@@ -11,6 +11,9 @@ import datasets
 import pytest
 import torch
 
+from aft_harness import extraction
+from aft_harness.answers import answers
+from aft_harness.booster import Booster
 from aft_harness.errors import TaskError
 from aft_harness.evaluation import Variant, evaluate
 from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
@@ -145,30 +148,29 @@ def test_aft_is_the_published_procedure(lm: SteeredHFLM) -> None:
     )
 
 
-def test_the_strength_is_picked_where_each_reading_says(reproduce: Any, lm: SteeredHFLM) -> None:
-    from aft_harness.booster import Booster
+def test_strengths_are_picked_where_each_reading_says(reproduce: Any, lm: SteeredHFLM) -> None:
+    examples = made(lm, 36).train
+    early, test, development = examples[:12], examples[12:24], examples[24:]
+    boosters = {
+        name: Booster.static({layer: 3 * torch.randn(32, generator=torch.Generator().manual_seed(layer))})
+        for layer, name in enumerate(("mean difference", "function vector", "AFT"))
+    }
 
-    examples = made(lm, 30).train
-    published, test, development = examples[:10], examples[10:20], examples[20:]
-    booster = Booster.static({2: torch.randn(32, generator=torch.Generator().manual_seed(3))})
-    strengths = (0.0, 1.0, 3.0, -3.0)
-    row = reproduce.heuristic(lm, "mean difference", booster, strengths, published, test, development)
+    def right(name: str, rows: list[Example], strength: float) -> float:
+        (given,) = answers(lm, rows, [lm.steering_for(boosters[name], strength)])
+        return sum(bool(answer.right) for answer in given) / len(rows)
 
-    def right(rows: list[Example], strength: float) -> int:
-        steering = lm.steering_for(booster, strength)
-        (given,) = reproduce_answers(lm, rows, steering)
-        return sum(answer.right for answer in given)
-
-    def reproduce_answers(lm: SteeredHFLM, rows: list[Example], steering: Any) -> Any:
-        from aft_harness.answers import answers
-
-        return answers(lm, rows, [steering])
-
-    assert row.published.steered == max(right(published, strength) for strength in strengths) / 10
-    best = max(strengths, key=lambda strength: right(development, strength))
-    assert row.honest.steered == right(test, best) / 10 and row.honest.n == 10
-    assert f"strength {best:g} picked on 10 others" == row.honest_note
-    assert "picked on them" in row.published_note
+    rows = {row.method: row for row in reproduce.read_twice(lm, boosters, early, test, development, lambda stage: None)}
+    for name, strengths, reported in (
+        ("mean difference", extraction.MEAN_DIFFERENCE_STRENGTHS, test),
+        ("function vector", extraction.FUNCTION_VECTOR_STRENGTHS, early),
+    ):
+        assert rows[name].published.steered == max(right(name, reported, strength) for strength in strengths)
+        best = max(strengths, key=lambda strength: right(name, development, strength))
+        assert rows[name].honest.steered == right(name, test, best) and rows[name].honest.n == 12
+        assert rows[name].honest_note == f"strength {best:g} picked on 12 others"
+    assert "rows 0-199" in rows["function vector"].published_note
+    assert rows["AFT"].honest.steered == rows["AFT"].published.steered == right("AFT", test, 1.0)
 
 
 def test_the_three_kinds_of_rows_share_no_question(reproduce: Any, lm: SteeredHFLM, real_data: Path) -> None:

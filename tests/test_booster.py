@@ -108,7 +108,7 @@ def test_many_documents_go_into_a_sidecar_and_come_back(tmp_path: Path) -> None:
     assert sidecar(path).read_text().split() == hashes
     assert Booster.load(path).provenance["documents"]["hashes"] == hashes
     sidecar(path).unlink()
-    assert Booster.load(path).provenance["documents"] == {"count": 2001, "hashes": []}
+    assert Booster.load(path).provenance["documents"] == {"count": 2001, "sidecar": True}
 
 
 def bad_files() -> dict[str, tuple[Any, str]]:
@@ -140,6 +140,10 @@ def bad_files() -> dict[str, tuple[Any, str]]:
         "unknown kind": (
             tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "kind": "magic"}})),
             "kind 'magic'",
+        ),
+        "kind of another type": (
+            tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "kind": ["static"]}})),
+            "kind ['static']",
         ),
         "unknown positions": (
             tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "positions": "last"}})),

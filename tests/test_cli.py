@@ -44,7 +44,7 @@ def train(model: str, *arguments: str, tasks: str = "toy_choice", output: str = 
 def test_train_writes_a_booster_and_says_what_it_did(model: str, in_tmp: Path) -> None:
     result = train(model, "--limit", "8", "--dev_docs", "4", "--epochs", "2", "--layers", "1,2", "--num_fewshot", "1")
     assert result.exit_code == 0, result.stderr
-    assert "8 training documents of train[0:24], 4 development documents, 1 dropped" in result.stderr
+    assert "8 training documents and 4 development documents of train[0:24], 1 dropped" in result.stderr
     for word in ("before", "after", "development documents", "norm of the delta", "cost", "layer 1", "layer 2"):
         assert word in result.stdout
     booster = Booster.load("a.safetensors")

@@ -18,6 +18,7 @@ from aft_harness.evaluation import Variant, evaluate, paired
 from aft_harness.examples import Prompting
 from aft_harness.lm import SteeredHFLM
 from aft_harness.samples import compare_samples, read_samples
+from aft_harness.score_store import ScoreStore
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
 TASKS = ["toy_choice", "toy_mutual", "toy_text", "toy_rolling"]
@@ -77,6 +78,44 @@ def test_requests_are_scored_once_for_all_variants(checkpoint: str, monkeypatch:
     monkeypatch.setattr(SteeredHFLM, "score_variants", spy)
     evaluate(lm, [Variant("base"), Variant("a", booster(1)), Variant("b", booster(2))], ["toy_choice"], PROMPTING)
     assert passes == [12 * 3]
+
+
+def test_an_interrupted_pass_goes_on_with_what_is_missing(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=1)
+    variants = [Variant("base"), Variant("a", booster(1), 0.5), Variant("b", booster(2, 1))]
+    fresh = evaluate(lm, variants, TASKS[:2], PROMPTING)
+    told: list[int] = []
+
+    def interrupted(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "scores.sqlite"
+    with ScoreStore(path) as store, pytest.raises(KeyboardInterrupt):
+        evaluate(lm, variants[:2], TASKS[:2], PROMPTING, store=store, on_progress=interrupted)
+    asked: list[tuple[int, int]] = []
+    score = SteeredHFLM.score_variants
+
+    def spy(self: Any, requests: Any, variants: Any, **kwargs: Any) -> Any:
+        asked.append((len(requests), len(variants)))
+        return score(self, requests, variants, **kwargs)
+
+    monkeypatch.setattr(SteeredHFLM, "score_variants", spy)
+    with ScoreStore(path) as store:
+        known = evaluate(lm, variants[:2], TASKS[:1], PROMPTING, store=store)
+        assert asked == [(36 - told[-1], 2)] and 0 < told[-1] < 36
+        found = evaluate(lm, variants, TASKS[:2], PROMPTING, store=store)
+        # Only the new variant lacks the first task; nobody has the second.
+        assert sorted(asked[1:]) == [(36, 1), (asked[-1][0], 3)] and asked[-1][0] > 36
+    for one, other in zip([*found, *known], [*fresh, *fresh[:2]], strict=True):
+        for task in one.results["samples"]:
+            pairs = zip(one.results["samples"][task], other.results["samples"][task], strict=True)
+            for sample, expected in pairs:
+                for (got, _), (wanted, _) in zip(sample["filtered_resps"], expected["filtered_resps"], strict=True):
+                    assert float(got) == pytest.approx(float(wanted), abs=1e-4)
 
 
 def test_output_folders_are_those_of_lm_eval(checkpoint: str, tmp_path: Path) -> None:

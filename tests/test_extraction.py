@@ -88,7 +88,7 @@ def test_the_function_vector_is_that_of_a_plain_loop(make_lm: Any, layers: int, 
 def test_activations_come_back_in_order_whatever_their_lengths(make_lm: Any) -> None:
     lm = make_lm()
     sequences = [[5, 6, 7], [9] * 40, [5, 6], [5, 6, 7]]
-    for found, tokens in zip(activations(lm, sequences, 1), sequences, strict=True):
+    for found, tokens in zip(activations(lm, sequences, 1, torch.clone), sequences, strict=True):
         with torch.no_grad():
             expected = lm.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[2][0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

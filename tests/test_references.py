@@ -116,7 +116,8 @@ def test_hub_addresses_are_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     _, strength = load("hf://me/boosters/sub/a.safetensors@v2:0.5")
-    assert calls == [("me/boosters", "sub/a.safetensors", "v2")] and strength == 0.5
+    name = "sub/a.safetensors"
+    assert calls == [("me/boosters", name, "v2"), ("me/boosters", f"{name}.documents.txt", "v2")] and strength == 0.5
     with pytest.raises(ReferenceSyntaxError):
         load("hf://me/boosters/../a.safetensors")
 

@@ -35,6 +35,18 @@ def test_a_killed_process_loses_nothing_that_was_put(tmp_path: Path) -> None:
         assert store.get([key("a")]) == {key("a"): (1.5, True)}
 
 
+def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "scores.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE scores (nothing TEXT)")
+    with ScoreStore(path) as store:
+        for act in (lambda: store.get([key("a")]), lambda: store.put({key("a"): (1.0, True)})):
+            with pytest.raises(CacheError, match=r"scores\.sqlite: cannot hold scores"):
+                act()
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     path.write_text("this is no database " * 100)

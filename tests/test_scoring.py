@@ -208,6 +208,25 @@ def test_the_head_runs_on_predicting_positions_only(tiny_model: Any) -> None:
     assert sum(rows) == len(predicted)
 
 
+@pytest.mark.parametrize("accepts", ["a number", "nothing"])
+def test_a_model_that_keeps_no_logits_by_position_gets_its_head_run_everywhere(tiny_model: Any, accepts: str) -> None:
+    model = tiny_model("llama")
+    requests = made_requests()
+    expected = [alone(model, request) for request in requests]
+    forward = model.forward
+
+    def older(input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        if not isinstance(logits_to_keep, int):
+            raise IndexError("too many indices for tensor of dimension 3")
+        return forward(input_ids, **kwargs)
+
+    model.forward = older if accepts == "a number" else lambda input_ids, **kwargs: forward(input_ids, **kwargs)
+    runner = engine(model)
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert runner.packed
+    assert_equal(found, expected)
+
+
 def test_passes_stay_within_their_tokens(tiny_model: Any) -> None:
     model = tiny_model("llama")
     requests = made_requests(documents=30)

@@ -10,11 +10,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from aft_harness import sweep, training
-from aft_harness.booster import Booster
+from aft_harness.booster import Booster, mix
 from aft_harness.cli import main
 from aft_harness.errors import TaskError, TrainingError
 from aft_harness.evaluation import Variant, evaluate
 from aft_harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
+from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM
 from aft_harness.score_store import ScoreStore
 from aft_harness.training import Settings
@@ -79,6 +80,37 @@ def test_training_documents_do_not_choose(lm: SteeredHFLM) -> None:
     assert points[0].development.n == len(known) - 2
     with pytest.raises(TrainingError, match="development documents"):
         sweep.strengths(lm, booster(documents={"hashes": known}), [1.0], [task], TEST)
+
+
+def test_documents_that_chose_are_not_reported_on(lm: SteeredHFLM) -> None:
+    ((chosen, task),) = load_tasks([TaskSelection("toy_choice", train_docs="test[0:8]", dev_docs=3)], [TOYS])
+    own = task_examples(chosen, task, PROMPTING, lm)
+    for run in (
+        lambda test: sweep.strengths(lm, booster(), [1.0], [own], test),
+        lambda test: sweep.layers(lm, [own], Settings(epochs=1), [1], Path("nowhere"), test),
+    ):
+        with pytest.raises(TaskError, match=r"of 12 test documents of toy_choice are among .* --test-docs A:B"):
+            run(TEST)
+    apart = sweep.Test(["toy_choice"], PROMPTING, docs="8:")
+    assert sweep.strengths(lm, booster(), [1.0], [own], apart)[0].tests[0][2].n == 4
+
+
+def test_a_booster_that_lost_the_list_of_its_documents_is_not_swept(lm: SteeredHFLM, tmp_path: Path) -> None:
+    many = booster(documents={"count": 2001, "hashes": [f"{number:016x}" for number in range(2001)]})
+    many.save(tmp_path / "a.safetensors")
+    assert sweep.strengths(lm, Booster.load(tmp_path / "a.safetensors"), [1.0], [drawn(lm)], TEST)
+    (tmp_path / "a.safetensors.documents.txt").unlink()
+    lost = Booster.load(tmp_path / "a.safetensors")
+    with pytest.raises(TrainingError, match="the list of the booster's 2001 training documents is missing"):
+        sweep.strengths(lm, lost, [1.0], [drawn(lm)], TEST)
+    lost.save(tmp_path / "b.safetensors")
+    assert Booster.load(tmp_path / "b.safetensors").provenance == lost.provenance
+    assert mix([(lost, 1.0), (booster(), 1.0)]).provenance["documents"]["count"] == 2001
+
+
+def test_a_variant_that_diverged_is_never_chosen() -> None:
+    scores = [Score(float("nan"), None, 3), Score(2.0, None, 3), Score(1.0, None, 3)]
+    assert min(scores, key=lambda score: score.rank) is scores[2]
 
 
 def test_a_task_with_texts_is_swept_by_loss(lm: SteeredHFLM) -> None:
@@ -157,9 +189,11 @@ def test_the_automatic_layer_is_the_best_on_development_documents(lm: SteeredHFL
     task, settings = drawn(lm), Settings(epochs=2, lr=0.1)
     trained, scores = sweep.best_layer(lm, [task], settings, [0, 1, 2])
     alone = {layer: training.train(lm, [task], Settings(layers=(layer,), epochs=2, lr=0.1)) for layer in (0, 1, 2)}
-    best = min(alone, key=lambda layer: (-(alone[layer].after.accuracy or 0), alone[layer].after.loss))
+    best = min(alone, key=lambda layer: alone[layer].after.rank)
     assert trained.booster.layers == (best,) and trained.booster.sha256 == alone[best].booster.sha256
-    assert scores == {layer: run.after for layer, run in alone.items()}
+    for layer, run in alone.items():
+        assert (scores[layer].accuracy, scores[layer].n) == (run.after.accuracy, run.after.n)
+        assert scores[layer].loss == pytest.approx(run.after.loss, abs=1e-4)
     assert set(trained.booster.provenance["layer_sweep"]) == {"0", "1", "2"}
     with pytest.raises(TrainingError, match="--dev-docs"):
         sweep.best_layer(lm, [drawn(lm, dev_docs=0)], settings, [0])

@@ -34,7 +34,7 @@ def show(vector: str) -> None:
             what = f"{injection.spec['kind']}, norm {float(injection.tensors['vector'].norm()):.4f}"
         lines.append((f"layer {layer}", what))
     for task in provenance.get("tasks", []):
-        lines.append(("trained on", f"{task['task']} {task['split']}: {task['n_train']} documents"))
+        lines.append(("trained on", f"{task.get('task')} {task.get('split')}: {task.get('n_train')} documents"))
     for moment in ("before", "after"):
         if told := provenance.get(moment):
             lines.append((moment, f"{score(told['loss'], told['accuracy'])} ({provenance.get('measured_on')})"))

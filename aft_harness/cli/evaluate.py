@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, KEPT, main
-from aft_harness.cli.options import load_model, model_options, prompt_options, task_names
+from aft_harness.cli.options import check_writable, load_model, model_options, prompt_options, task_names
 from aft_harness.cli.terminal import counting_bar, quiet
 
 
@@ -50,6 +50,9 @@ def evaluate(
     """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs exclude each other")
+    for option, folder in (("--output", output), ("--csv", table and table.parent)):
+        if folder is not None:
+            check_writable(option, folder)
     if use_cache is not None:
         context.meta[KEPT] = f"what is scored is kept in {use_cache}; the same command goes on from there"
     with quiet():
@@ -74,6 +77,11 @@ def evaluate(
                 lm, variants, names, formatted, limit=limit, docs=docs, output=output, store=store, on_progress=update
             )
     rows = []
+    compared = {task for task, _, _ in evaluation.paired(baseline, steered[0])}
+    if silent := sorted(set(baseline.results["samples"]) - compared):
+        click.echo(
+            f"not compared, for want of a metric that is 0 or 1 on every document: {', '.join(silent)}", err=True
+        )
     for vector, results in zip(vectors, steered, strict=True):
         click.echo(vector)
         variant = results.variant

@@ -46,7 +46,7 @@ def mean_difference(
             raise TrainingError(f"mean-difference takes one task, not {len(loaded)}")
         lm = load_model(**model)
         (task,) = drawn(lm, loaded, formatted, drawing["split_seed"])
-        with counting_bar("answering", "document") as update:
+        with counting_bar("answering", "request") as update:
             booster = extraction.mean_difference(lm, task, layer, formatted, update)
     booster.save(output)
     told = booster.provenance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -168,6 +169,20 @@ def check_output(output: str) -> None:
         raise TrainingError(f"--output {output}: {folder} is not a folder that can be written")
 
 
+def check_writable(option: str, folder: Path) -> None:
+    """Makes a folder that results go to, before anything costs time.
+
+    Raises:
+        TrainingError: It cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{option} {folder}: cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise TrainingError(f"{option} {folder}: cannot be written to")
+
+
 def task_names(tasks: str) -> list[str]:
     """The names of a list separated by commas.
 
@@ -199,6 +214,7 @@ def selections(
     dev_docs: Sequence[str] = (),
     weight: Sequence[str] = (),
     split_seed: int = 0,
+    development_only: bool = False,
 ) -> list[TaskSelection]:
     """What the values of `drawing_options` select.
 
@@ -213,7 +229,14 @@ def selections(
     rows = _per_task("--train-docs", train_docs, names, str)
     development = _per_task("--dev-docs", dev_docs, names, _count)
     return [
-        TaskSelection(name, limits.get(name), weights.get(name, 1.0), rows.get(name), development.get(name, 0))
+        TaskSelection(
+            name,
+            limits.get(name),
+            weights.get(name, 1.0),
+            rows.get(name),
+            development.get(name, 0),
+            development_only,
+        )
         for name in names
     ]
 

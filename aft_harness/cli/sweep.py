@@ -9,6 +9,7 @@ import click
 
 from aft_harness.cli.app import CONTEXT, KEPT, main
 from aft_harness.cli.options import (
+    check_writable,
     development_options,
     drawing_options,
     drawn,
@@ -21,7 +22,6 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.terminal import counting_bar, quiet, sweep_table, training_bar
-from aft_harness.errors import TrainingError
 
 
 @main.group("sweep", context_settings=CONTEXT)
@@ -66,12 +66,21 @@ def strengths(
         values = sweep.parse_strengths(strengths)
         booster, own = references.load(vector)
         formatted = examples.Prompting(**prompting)
-        loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
+        loaded = examples.load_tasks(selections(**drawing, development_only=True), formatted.include_path)
         test = _test(drawing, testing, formatted)
         lm = load_model(**model)
         development = drawn(lm, loaded, formatted, drawing["split_seed"])
         with ScoreStore(output / "scores.sqlite") as store, counting_bar("evaluating", "request") as update:
-            points = sweep.strengths(lm, booster.scaled(own), values, development, test, store, update)
+            points = sweep.strengths(
+                lm,
+                booster,
+                [own * value for value in values],
+                development,
+                test,
+                store,
+                update,
+                references.label(vector),
+            )
         paths = sweep.written(points, lm.base_model.name, "strength", output)
     click.echo(sweep_table(points))
     click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
@@ -134,10 +143,7 @@ def layers(
 def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
     if testing["test_limit"] is not None and testing["test_docs"] is not None:
         raise click.UsageError("--test-limit and --test-docs exclude each other")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"--output {output}: cannot be made ({error.strerror})") from None
+    check_writable("--output", output)
     context.meta[KEPT] = f"what is done is kept in {output}; the same command goes on from there"
 
 

@@ -72,9 +72,9 @@ def counting_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
 
 def said(task: TaskExamples) -> str:
     """How many documents of a task are used, and how many were dropped and why."""
-    parts = [f"{task.task}: {len(task.train)} training documents of {task.split}"]
-    if task.development:
-        parts.append(f"{len(task.development)} development documents")
+    counts = {"training": len(task.train), "development": len(task.development)}
+    told = [f"{count} {role} documents" for role, count in counts.items() if count]
+    parts = [f"{task.task}: {' and '.join(told) or 'no documents'} of {task.split}"]
     if task.overlapping:
         parts.append(f"{task.overlapping} dropped that the evaluated split also holds")
     if task.goldless:
