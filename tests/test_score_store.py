@@ -40,7 +40,7 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
     path = tmp_path / "scores.sqlite"
     with sqlite3.connect(path) as other:
-        other.execute("CREATE TABLE scores (nothing TEXT)")
+        other.execute("CREATE TABLE scores (other TEXT)")
     with ScoreStore(path) as store:
         for act in (lambda: store.get([key("a")]), lambda: store.put({key("a"): (1.0, True)})):
             with pytest.raises(CacheError, match=r"scores\.sqlite: cannot hold scores"):
