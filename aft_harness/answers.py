@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aft_harness.examples import ChoiceNorm, Example, choice_lengths
+from aft_harness.examples import ChoiceNorm, Example, graded
 from aft_harness.lm import SteeredHFLM
 from aft_harness.steering import Steering
 
@@ -68,6 +68,5 @@ def _answer(example: Example, loglikelihoods: Sequence[float], choice_norm: Choi
     own = torch.tensor(loglikelihoods, dtype=torch.float64)
     if len(own) == 1:
         return Answer(-float(own[0]) / len(example.requests[0].continuation), None)
-    own = own / torch.tensor(choice_lengths(example, choice_norm))
-    loss = float(own.logsumexp(0) - own[list(example.gold)].logsumexp(0))
-    return Answer(loss, int(own.argmax()) in example.gold)
+    loss, right = graded(example, own, choice_norm)
+    return Answer(float(loss), right)

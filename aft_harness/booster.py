@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from aft_harness import documents
 from aft_harness.errors import BoosterError
 from aft_harness.injections import KINDS, Injection, StaticInjection
 
@@ -212,16 +213,16 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
             except ValueError as error:
                 raise BoosterError(f"layer {layer}: {error}") from None
     provenance: dict[str, Any] = {"method": "mix", "parts": [], "tasks": []}
-    documents: set[str] = set()
+    hashes: set[str] = set()
     unlisted = 0
     for booster, strength in parts:
         own = dict(booster.provenance)
-        recorded = own.pop("documents", {})
-        documents.update(recorded.get("hashes", []))
-        unlisted += recorded.get("count", 0) if recorded.get("sidecar") else 0
+        own.pop("documents", None)
+        hashes.update(documents.recorded_hashes(booster.provenance))
+        unlisted += documents.unlisted(booster.provenance)
         provenance["parts"].append({"booster_sha256": booster.sha256, "strength": strength, "provenance": own})
         provenance["tasks"] += own.get("tasks", [])
-    provenance["documents"] = {"count": len(documents) + unlisted, "hashes": sorted(documents)}
+    provenance["documents"] = {"count": len(hashes) + unlisted, "hashes": sorted(hashes)}
     bases = [booster.provenance["base_model"] for booster, _ in parts if "base_model" in booster.provenance]
     if bases:
         provenance["base_model"] = bases[0]

@@ -7,7 +7,7 @@ without one. Statistics are `samples.py`'s and `statistics.py`'s work.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 
+from aft_harness.answers import OnProgress
 from aft_harness.booster import Booster
 from aft_harness.errors import AftError, TaskError
 from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_manager
@@ -25,8 +26,6 @@ from aft_harness.samples import bounds, by_document, compare_samples
 from aft_harness.score_store import Result, ScoreStore, key
 from aft_harness.scoring import Request
 from aft_harness.statistics import PairedCount
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,9 @@ class _SharedPass:
         return [self._scored[index][request] for request in wanted]
 
     def _score(self, requests: Sequence[Request]) -> None:
-        keys = [[key(identity, *astuple(request)) for request in requests] for identity in self._identities]
+        keys: list[list[bytes]] = []
         if self._store:
+            keys = [[key(identity, *astuple(request)) for request in requests] for identity in self._identities]
             for own, scored in zip(keys, self._scored, strict=True):
                 stored = self._store.get(own)
                 scored.update(

@@ -16,7 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lm_eval.tasks import TaskManager
+from torch import Tensor
 
 from aft_harness import documents
 from aft_harness.errors import AftError, TaskError
@@ -68,6 +70,19 @@ def choice_lengths(example: Example, norm: ChoiceNorm) -> list[int]:
         "tokens": [len(request.continuation) for request in example.requests],
     }
     return [max(1, length) for length in lengths[norm]]
+
+
+def graded(example: Example, loglikelihoods: Tensor, norm: ChoiceNorm) -> tuple[Tensor, bool]:
+    """Cross-entropy of the softmax over the choices, differentiable, and whether the likeliest choice is a right one.
+
+    Args:
+        example: With choices.
+        loglikelihoods: One a choice, [choices].
+        norm: See `choice_lengths`.
+    """
+    ranked = loglikelihoods / torch.tensor(choice_lengths(example, norm)).to(loglikelihoods)
+    loss = ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0)
+    return loss, int(ranked.argmax()) in example.gold
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from aft_harness.booster import Booster
 from aft_harness.errors import TrainingError
 from aft_harness.examples import Prompting, TaskExamples
 from aft_harness.lm import SteeredHFLM
-from aft_harness.scoring import Engine
 from aft_harness.training import describe, versions
 
 MEAN_DIFFERENCE_STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -134,7 +133,7 @@ def activations(
     kept = [sequence[-lm.max_length :] for sequence in sequences]
     found: dict[int, Tensor] = {}
     # Questions share hardly any tokens: plain rows lose nothing, and every model takes them.
-    engine = Engine(lm.engine.model, lm.engine.layers, lm.engine.device, packed=False)
+    engine = lm.engine.plain()
     for batch in packing.batches(packing.pack(kept, [len(sequence) for sequence in kept], 1), TOKENS_PER_PASS):
         hidden = engine.hidden(batch, layer).float().cpu()
         for states, row in zip(hidden, batch.rows, strict=True):

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self, TypedDict
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -212,7 +212,7 @@ class ContextualInjection:
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> ContextualInjection:
         """See `Injection`."""
-        return ContextualInjection(**_fields(tensors), activation=self.activation, input_norm=self.input_norm)
+        return ContextualInjection(*_ordered(tensors), self.activation, self.input_norm)
 
     @classmethod
     def fresh(
@@ -243,23 +243,11 @@ class ContextualInjection:
         for name, shape in shapes.items():
             if list(tensors[name].shape) != shape:
                 raise ValueError(f"'{name}' must be {shape} for rank {rank}, not {list(tensors[name].shape)}")
-        return cls(**_fields(tensors), activation=spec["activation"], input_norm=spec["input_norm"])
+        return cls(*_ordered(tensors), spec["activation"], spec["input_norm"])
 
 
-class _Fields(TypedDict):
-    down_weight: Tensor
-    down_bias: Tensor
-    up_weight: Tensor
-    up_bias: Tensor
-
-
-def _fields(tensors: Mapping[str, Tensor]) -> _Fields:
-    return {
-        "down_weight": tensors["down.weight"],
-        "down_bias": tensors["down.bias"],
-        "up_weight": tensors["up.weight"],
-        "up_bias": tensors["up.bias"],
-    }
+def _ordered(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tensors["down.weight"], tensors["down.bias"], tensors["up.weight"], tensors["up.bias"]
 
 
 KINDS: dict[str, Callable[[Mapping[str, str], Mapping[str, Tensor]], Injection]] = {

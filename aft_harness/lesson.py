@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aft_harness import packing
 from aft_harness.errors import TrainingError
-from aft_harness.examples import ChoiceNorm, Example, TaskExamples, choice_lengths
+from aft_harness.examples import ChoiceNorm, Example, TaskExamples, graded
 from aft_harness.packing import Batch, Row
 from aft_harness.scoring import Engine, Request, joined
 from aft_harness.states import StateStore
@@ -150,9 +150,9 @@ class Lesson:
                 losses.append(-part[0] / len(example.requests[example.gold[0]].continuation))
                 right.append(None)
                 continue
-            ranked = part / torch.tensor(choice_lengths(example, self._choice_norm)).to(part)
-            losses.append(ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0))
-            right.append(int(ranked.argmax()) in example.gold)
+            loss, best_is_right = graded(example, part, self._choice_norm)
+            losses.append(loss)
+            right.append(best_is_right)
         return torch.stack(losses), right
 
     def score(self, examples: Sequence[Example]) -> Score:

@@ -99,6 +99,10 @@ class Engine:
         self._mask_forms = list(self._possible_mask_forms())
         self._covered = _Extent()
 
+    def plain(self) -> Engine:
+        """An engine for the same model that takes plain rows without trying others."""
+        return Engine(self.model, self.layers, self.device, packed=False)
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
@@ -292,7 +296,7 @@ class Engine:
         softmax_dtype: torch.dtype | None,
     ) -> bool:
         packed = dict(zip(scores.members, scores.loglikelihoods.tolist(), strict=True))
-        plain = Engine(self.model, self.layers, self.device, packed=False)
+        plain = self.plain()
         for member in {member for _, member in _telling(batch)}:
             request = requests[member]
             (((alone, _),),) = plain.loglikelihoods([request], 1, variants=[variant], softmax_dtype=softmax_dtype)

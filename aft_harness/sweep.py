@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from aft_harness import documents, evaluation, report, training
-from aft_harness.answers import answers
+from aft_harness.answers import OnProgress, answers
 from aft_harness.booster import Booster
 from aft_harness.errors import BoosterError, TaskError, TrainingError
-from aft_harness.evaluation import OnProgress, Variant
+from aft_harness.evaluation import Variant
 from aft_harness.examples import ChoiceNorm, Example, Prompting, TaskExamples, TaskSelection, load_tasks
 from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM

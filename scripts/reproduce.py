@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,6 @@ def best(results: Mapping[Variant, Any]) -> Variant:
 
 def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
     """Examples to learn from (rows 0-199), to report on (rows 200-399), and to pick strengths by (training split)."""
-    from dataclasses import replace
-
     from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_examples
     from aft_harness.task_folder import folder
 
@@ -134,7 +131,7 @@ def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
     test = drawn("test").train
     known = {example.document for example in (*learning.train, *test)}
     development = [one for one in drawn("development", DEVELOPMENT_ROWS + 20).train if one.document not in known]
-    return replace(learning, development=[]), test, development[:DEVELOPMENT_ROWS]
+    return learning, test, development[:DEVELOPMENT_ROWS]
 
 
 def compare_all(lm: Any, examples: Sequence[Any], boosters: Mapping[Variant, Any]) -> dict[Variant, Any]:
@@ -167,12 +164,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-@contextmanager
-def _timed() -> Iterator[Callable[[], float]]:
-    start = time.perf_counter()
-    yield lambda: time.perf_counter() - start
-
-
 @click.command()
 @click.option("--model", help="Hub id or folder.  [default: the embedded SmolLM2-135M-Instruct]")
 @click.option("--dtype", default="auto", show_default=True, help="auto: bfloat16 for the embedded model.")
@@ -189,7 +180,8 @@ def main(model: str | None, dtype: str, device: str | None, batch_size: int, see
     if output and not output.parent.is_dir():
         raise click.BadParameter(f"{output.parent} is not a folder", param_hint="--output")
     try:
-        with quiet(), _timed() as elapsed:
+        start = time.perf_counter()
+        with quiet():
             from aft_harness.demo import model_folder
             from aft_harness.lm import SteeredHFLM
 
@@ -197,8 +189,10 @@ def main(model: str | None, dtype: str, device: str | None, batch_size: int, see
             lm = SteeredHFLM(
                 model or str(model_folder()), dtype=dtype, device=device, batch_size=batch_size, softmax_dtype="float32"
             )
-            rows = reproduce(lm, seed, lambda stage: click.echo(f"{elapsed():6.1f} s  {stage}", err=True))
-            seconds = elapsed()
+            rows = reproduce(
+                lm, seed, lambda stage: click.echo(f"{time.perf_counter() - start:6.1f} s  {stage}", err=True)
+            )
+            seconds = time.perf_counter() - start
     except AftError as error:
         raise click.ClickException(str(error)) from None
     said = f"{lm.base_model.name}, {lm.model.dtype}, seed {seed}, {seconds:.0f} s\n\n{table(rows)}"

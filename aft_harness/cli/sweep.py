@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,10 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.terminal import counting_bar, quiet, sweep_table, training_bar
+
+if TYPE_CHECKING:
+    from aft_harness.lm import SteeredHFLM
+    from aft_harness.sweep import Point
 
 
 @main.group("sweep", context_settings=CONTEXT)
@@ -81,9 +86,7 @@ def strengths(
                 update,
                 references.label(vector),
             )
-        paths = sweep.written(points, lm.base_model.name, "strength", output)
-    click.echo(sweep_table(points))
-    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
+    _report(points, lm, "strength", output)
 
 
 @sweep.command("layers", context_settings=CONTEXT)
@@ -135,9 +138,7 @@ def layers(
                 lambda done, total, progress: trained(progress, f"layer {done + 1} of {total}, "),
                 update,
             )
-        paths = sweep.written(points, lm.base_model.name, "layers", output)
-    click.echo(sweep_table(points))
-    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
+    _report(points, lm, "layers", output)
 
 
 def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
@@ -145,6 +146,14 @@ def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> N
         raise click.UsageError("--test-limit and --test-docs exclude each other")
     check_writable("--output", output)
     context.meta[KEPT] = f"what is done is kept in {output}; the same command goes on from there"
+
+
+def _report(points: Sequence[Point], lm: SteeredHFLM, over: str, output: Path) -> None:
+    from aft_harness.sweep import written
+
+    paths = written(points, lm.base_model.name, over, output)
+    click.echo(sweep_table(points))
+    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
 
 
 def _test(drawing: dict[str, Any], testing: dict[str, Any], formatted: Any) -> Any:
