@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from aft_harness.examples import ChoiceNorm, Example, graded
+from aft_harness.examples import Example, graded
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import ChoiceNorm
 from aft_harness.steering import Steering
 
 OnProgress = Callable[[int, int], None]

@@ -222,7 +222,7 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
         unlisted += documents.unlisted(booster.provenance)
         provenance["parts"].append({"booster_sha256": booster.sha256, "strength": strength, "provenance": own})
         provenance["tasks"] += own.get("tasks", [])
-    provenance["documents"] = {"count": len(hashes) + unlisted, "hashes": sorted(hashes)}
+    provenance["documents"] = {"count": len(hashes) + unlisted, "unlisted": unlisted, "hashes": sorted(hashes)}
     bases = [booster.provenance["base_model"] for booster, _ in parts if "base_model" in booster.provenance]
     if bases:
         provenance["base_model"] = bases[0]

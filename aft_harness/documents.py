@@ -63,8 +63,12 @@ def unlisted(provenance: Mapping[str, Any]) -> int:
     recorded = provenance.get("documents")
     if not isinstance(recorded, Mapping) or not isinstance(recorded.get("count"), int):
         return 0
+    if recorded.get("sidecar"):
+        return int(recorded["count"])
+    if isinstance(recorded.get("unlisted"), int):  # a mixture counts what its parts have lost
+        return int(recorded["unlisted"])
     # Rows with one question share a hash, so fewer hashes than documents are nothing unless none is there.
-    return 0 if recorded.get("hashes") and not recorded.get("sidecar") else int(recorded["count"])
+    return 0 if recorded.get("hashes") else int(recorded["count"])
 
 
 def recorded_hashes(provenance: Mapping[str, Any]) -> frozenset[str]:

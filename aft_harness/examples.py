@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aft_harness import documents
 from aft_harness.errors import AftError, TaskError
+from aft_harness.recipe import ChoiceNorm
 from aft_harness.scoring import Request
 
 FEWSHOT_SEED = 1234
@@ -51,9 +52,6 @@ class Example:
     gold: tuple[int, ...]
     choices: tuple[str, ...]
     weight: float = 1.0
-
-
-ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
 
 
 def choice_lengths(example: Example, norm: ChoiceNorm) -> list[int]:

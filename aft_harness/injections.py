@@ -9,18 +9,19 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from aft_harness.recipe import InputNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
-INPUT_NORMS = ("none", "rms")
 _RMS_EPSILON = 1e-6
 
 _STATIC_SPEC = {"kind": "static", "activation": "none", "input_norm": "none", "positions": "all"}
@@ -36,6 +37,10 @@ class Injection(Protocol):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the file format, by their name after `layers.{L}.`."""
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """The tensors in which the delta is linear: their size goes with that of the residual stream."""
 
     @property
     def spec(self) -> dict[str, str]:
@@ -81,6 +86,11 @@ class StaticInjection:
     def tensors(self) -> dict[str, Tensor]:
         """See `Injection`."""
         return {"vector": self.vector}
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """See `Injection`."""
+        return ("vector",)
 
     @property
     def spec(self) -> dict[str, str]:
@@ -166,6 +176,11 @@ class ContextualInjection:
         }
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """See `Injection`."""
+        return ("up.weight", "up.bias")
+
+    @property
     def spec(self) -> dict[str, str]:
         """See `Injection`."""
         kind = {"kind": "contextual", "positions": "all"}
@@ -189,8 +204,9 @@ class ContextualInjection:
         """See `Injection`; the strength goes into `up`."""
         if strength == 1.0:
             return self
-        tensors = {**self.tensors, "up.weight": self.up_weight * strength, "up.bias": self.up_bias * strength}
-        return self.with_tensors(tensors)
+        return self.with_tensors(
+            {name: tensor * strength if name in self.linear else tensor for name, tensor in self.tensors.items()}
+        )
 
     def plus(self, other: Injection) -> ContextualInjection:
         """See `Injection`; ranks are concatenated, a static vector goes into `up.bias`."""
@@ -227,7 +243,7 @@ class ContextualInjection:
     @classmethod
     def from_tensors(cls, spec: Mapping[str, str], tensors: Mapping[str, Tensor]) -> ContextualInjection:
         """Builds the injection from a file's entry; raises `ValueError` with the reason when it cannot."""
-        allowed = {"activation": tuple(ACTIVATIONS), "input_norm": INPUT_NORMS, "positions": ("all",)}
+        allowed = {"activation": tuple(ACTIVATIONS), "input_norm": get_args(InputNorm), "positions": ("all",)}
         if set(spec) != {"kind", *allowed}:
             raise ValueError(f"a contextual injection must say kind, {', '.join(allowed)}, not {sorted(spec)}")
         for key, values in allowed.items():

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from aft_harness import packing
+from aft_harness import packing, steering
 from aft_harness.errors import TrainingError
-from aft_harness.examples import ChoiceNorm, Example, TaskExamples, graded
+from aft_harness.examples import Example, TaskExamples, graded
 from aft_harness.packing import Batch, Row
+from aft_harness.recipe import ChoiceNorm, Objective
 from aft_harness.scoring import Engine, Request, joined
 from aft_harness.states import StateStore
-
-Objective = Literal["answer", "choice"]
 
 TOKENS_PER_PASS = 4096
 """Bound of one forward and backward pass in tokens; a larger batch accumulates gradients over several."""
@@ -84,8 +82,8 @@ class Lesson:
         self._engine, self._lowest, self._store = engine, lowest, store
         self._objective, self._choice_norm = objective, choice_norm
         for task in tasks:
-            if objective == "choice" and task.kind != "choice":
-                raise TrainingError(f"--objective choice: task {task.task} has no choices; use --objective answer")
+            if objective in ("choice", "both") and task.kind != "choice":
+                raise TrainingError(f"--objective {objective}: task {task.task} has no choices; use --objective answer")
         self._by_task = {task.task: self.objective(task.kind) for task in tasks}
         examples = [example for task in tasks for example in (*task.development, *task.train)]
         self._requests = [request for example in examples for request in self._wanted(example)]
@@ -146,12 +144,14 @@ class Lesson:
         right: list[bool | None] = []
         for example in examples:
             part = torch.stack([found[place] for place in self._places[id(example)]])
-            if self._by_task[example.task] == "answer":
-                losses.append(-part[0] / len(example.requests[example.gold[0]].continuation))
+            objective, gold = self._by_task[example.task], example.gold[0]
+            answer = -part[gold if len(part) > 1 else 0] / len(example.requests[gold].continuation)
+            if objective == "answer":
+                losses.append(answer)
                 right.append(None)
                 continue
             loss, best_is_right = graded(example, part, self._choice_norm)
-            losses.append(loss)
+            losses.append(loss + answer if objective == "both" else loss)
             right.append(best_is_right)
         return torch.stack(losses), right
 
@@ -167,6 +167,23 @@ class Lesson:
                 weight += float(weights.sum())
                 right += [outcome for outcome in outcomes if outcome is not None]
         return Score(total / weight, sum(right) / len(right) if right else None, len(examples))
+
+    def residual(self, layers: Sequence[int], examples: Sequence[Example]) -> dict[int, Tensor]:
+        """Outputs of some layers on some examples, by layer, [tokens, hidden], under whatever steering is in force.
+
+        Args:
+            layers: None of them below the lowest trained one.
+            examples: What to run; all at once, so a few.
+        """
+        with torch.no_grad(), ExitStack() as recording:
+            outputs = {
+                layer: recording.enter_context(steering.recorded(self._engine.layers, layer)) for layer in layers
+            }
+            for chunk in self.chunks(examples):
+                self.losses(chunk)
+        found = {layer: torch.cat([part.flatten(0, 1) for part in parts]) for layer, parts in outputs.items()}
+        # Padding of a resumed pass is zero at the layer that it starts from.
+        return {layer: hidden[hidden.any(dim=1)] for layer, hidden in found.items()}
 
     def chunks(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Consecutive examples whose rows fit one pass."""

@@ -259,7 +259,11 @@ class SteeredHFLM(HFLM):
 
     def variant(self) -> dict[str, Any]:
         """The booster and strength under evaluation, with the base model; JSON-compatible."""
-        described: dict[str, Any] = {"version": aft_harness.__version__, "base_model": self.base_model.to_json()}
+        described: dict[str, Any] = {
+            "version": aft_harness.__version__,
+            "base_model": self.base_model.to_json(),
+            "device": self.device.type,
+        }
         if self.booster is None:
             return {**described, "booster_sha256": None}
         provenance = self.booster.provenance
@@ -271,6 +275,8 @@ class SteeredHFLM(HFLM):
             "method": provenance.get("method"),
             "objective": provenance.get("objective"),
             "trained_on": [task.get("task") for task in provenance.get("tasks", [])],
+            "trained_n": sum(task.get("n_train", 0) for task in provenance.get("tasks", [])),
+            "seed": provenance.get("seed"),
             "booster_parameters": self.booster.parameters,
         }
 

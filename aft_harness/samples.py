@@ -6,13 +6,14 @@ Knows lm-eval's output folders. A pair is one document under two models; documen
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aft_harness.errors import TaskError
-from aft_harness.statistics import PairedCount, compare
+from aft_harness.statistics import Paired, compare
 
 Samples = Mapping[tuple[str, int], Mapping[str, Any]]
 """Samples of one task and filter, by document hash and id."""
@@ -76,8 +77,40 @@ def bounds(docs: str) -> tuple[int, int | None]:
     return int(match[1] or 0), int(match[2]) if match[2] else None
 
 
-def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedCount:
-    """Compares two runs on a 0/1 metric, document by document.
+def comparable(outcome: object) -> bool:
+    """Whether an outcome is a number by which documents are compared: a perplexity, say, is a sum over all of them."""
+    return isinstance(outcome, int | float) and math.isfinite(outcome)
+
+
+def mean_samples(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Lines of samples in which each comparable metric is a document's mean over several runs.
+
+    Raises:
+        TaskError: The runs hold other documents.
+    """
+    indexed = [{(line["filter"], line["doc_hash"], line["doc_id"]): line for line in lines} for lines in runs]
+    if any(set(one) != set(indexed[0]) for one in indexed):
+        raise TaskError("the runs of several seeds hold different documents: they cannot be pooled")
+    means = []
+    for key, line in indexed[0].items():
+        members = [one[key] for one in indexed]
+        pooled = {
+            metric: sum(member[metric] for member in members) / len(members)
+            for metric in line["metrics"]
+            if all(comparable(member[metric]) for member in members)
+        }
+        means.append({**line, **pooled})
+    return means
+
+
+def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: bool = False) -> Paired:
+    """Compares two runs on a metric, document by document.
+
+    Args:
+        baseline: The one.
+        steered: The other.
+        metric: Name of the metric.
+        means: One of them is from `mean_samples`.
 
     Raises:
         TaskError: The runs hold other documents, or the same ones with other prompts.
@@ -94,7 +127,6 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str) -> PairedC
         known = next(iter(baseline.values())).get("metrics", [])
         raise TaskError(f"the samples have no metric {metric!r}; they have {', '.join(map(str, known))}")
     keys = sorted(baseline, key=lambda key: key[1])
-    outcomes = {line[metric] for line in (*baseline.values(), *steered.values())}
-    if not outcomes <= {0, 1}:
-        raise TaskError(f"metric {metric!r} is not 0 or 1 on every document; the exact test needs that")
-    return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys])
+    if not all(comparable(line[metric]) for line in (*baseline.values(), *steered.values())):
+        raise TaskError(f"metric {metric!r} is not one number a document; it cannot be compared document by document")
+    return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys], means=means)

@@ -1,44 +1,81 @@
-"""Paired tests on per-document outcomes. Knows numbers only."""
+"""Paired tests on per-document outcomes, corrections, and what a sample could have shown. Knows numbers only."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import binomtest, bootstrap, permutation_test
 
 RESAMPLES = 9999
 
+_EXACT_PAIRS = 12
+"""So many documents that differ are flipped in every way; more are flipped at random."""
+
 
 @dataclass(frozen=True)
-class PairedCount:
-    """How two runs on the same documents compare on a 0/1 metric.
+class Paired:
+    """How two runs on the same documents compare on one metric.
 
     Attributes:
         n: Documents.
-        baseline: Fraction right without the booster.
-        steered: Fraction right with it.
-        gained: Documents wrong before and right after.
-        lost: Documents right before and wrong after.
-        p_value: Exact two-sided McNemar test.
+        baseline: Mean without the booster: the fraction right, for a 0/1 metric.
+        steered: Mean with it.
+        gained: Documents wrong before and right after; None where outcomes are not 0 or 1.
+        lost: Documents right before and wrong after; None where outcomes are not 0 or 1.
+        p_value: Two-sided: exact McNemar test of 0/1 outcomes, sign-flip permutation test of others.
         ci_low: Lower end of the 95% interval of the change, paired bootstrap over documents.
         ci_high: Its upper end.
+        min_detectable: See `min_detectable`.
     """
 
     n: int
     baseline: float
     steered: float
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
     p_value: float
     ci_low: float
     ci_high: float
+    min_detectable: float
 
     @property
     def delta(self) -> float:
-        """Change of the fraction right."""
+        """Change of the mean."""
         return self.steered - self.baseline
+
+
+def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool = False) -> Paired:
+    """Compares two sequences of outcomes, document by document.
+
+    Args:
+        baseline: One a document.
+        steered: One a document, in the same order.
+        means: Outcomes are means of several runs, so that 0 and 1 are not all that they can be.
+
+    Raises:
+        ValueError: Different lengths, no documents, or outcomes that are not finite numbers.
+    """
+    if len(baseline) != len(steered) or not len(baseline):
+        raise ValueError(f"paired outcomes need equal, non-zero lengths, not {len(baseline)} and {len(steered)}")
+    before, after = np.asarray(baseline, dtype=float), np.asarray(steered, dtype=float)
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise ValueError("paired outcomes must be finite numbers")
+    differences = after - before
+    gained = lost = None
+    if not means and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+        p_value = exact_mcnemar(gained, lost)
+    else:
+        p_value = sign_flip(differences)
+    low, high = paired_interval(differences)
+    least = min_detectable(differences)
+    return Paired(len(before), float(before.mean()), float(after.mean()), gained, lost, p_value, low, high, least)
 
 
 def exact_mcnemar(gained: int, lost: int) -> float:
@@ -50,7 +87,33 @@ def exact_mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def paired_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0) -> float:
+    """Two-sided p-value of the mean difference: the signs of the documents' differences are exchanged.
+
+    All ways to exchange them are counted where at most a dozen documents differ; otherwise `RESAMPLES` random ones and
+    the observed one, so that p is never 0 (Phipson & Smyth 2010); two-sided p is twice the smaller tail's.
+
+    Args:
+        differences: Steered minus baseline, one a document.
+        seed: Of the random exchanges.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[values != 0]  # their sign changes nothing
+    if len(values) < 2:
+        return 1.0  # one document may as well have changed the other way
+    found = permutation_test(
+        (values, np.zeros_like(values)),
+        lambda one, other, axis: np.sum(one - other, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**_EXACT_PAIRS if len(values) <= _EXACT_PAIRS else RESAMPLES,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return min(1.0, float(found.pvalue))
+
+
+def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
     """95% interval of the mean difference: percentile bootstrap over documents (Efron & Tibshirani 1993, chapter 13).
 
     Args:
@@ -69,18 +132,46 @@ def paired_interval(differences: Sequence[float], seed: int = 0) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
-def compare(baseline: Sequence[float], steered: Sequence[float]) -> PairedCount:
-    """Compares two sequences of 0/1 outcomes, document by document.
+def min_detectable(
+    differences: Sequence[float] | NDArray[np.float64], power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """Smallest change that so many documents would show: with this power, at this two-sided level.
 
-    Raises:
-        ValueError: Different lengths, no documents, or outcomes that are not 0 or 1.
+    For 0/1 outcomes of which a fraction v is discordant: n * delta^2 = (z_alpha * sqrt(v) + z_power * sqrt(v -
+    delta^2))^2, the sample size of McNemar's test (R. J. Connor, Biometrics 43, 1987); where fewer documents differ
+    than the change takes, all that it takes differ in its favour. For others that of the mean, from their variance.
+
+    Args:
+        differences: Steered minus baseline, one a document.
+        power: Probability of a significant result.
+        alpha: Level of the test.
+
+    Returns:
+        The change, in the metric's own unit; NaN where no change would do, or nothing is known of the variance.
     """
-    if len(baseline) != len(steered) or not baseline:
-        raise ValueError(f"paired outcomes need equal, non-zero lengths, not {len(baseline)} and {len(steered)}")
-    if not set(baseline) | set(steered) <= {0, 1}:
-        raise ValueError("the exact McNemar test needs outcomes of 0 or 1")
-    gained = sum(1 for before, after in zip(baseline, steered, strict=True) if after > before)
-    lost = sum(1 for before, after in zip(baseline, steered, strict=True) if after < before)
-    n = len(baseline)
-    interval = paired_interval([after - before for before, after in zip(baseline, steered, strict=True)])
-    return PairedCount(n, sum(baseline) / n, sum(steered) / n, gained, lost, exact_mcnemar(gained, lost), *interval)
+    values = np.asarray(differences, dtype=float)
+    count = len(values)
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    if not np.isin(values, (-1, 0, 1)).all():
+        return float((z_alpha + z_power) * values.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    discordant = float(np.mean(values != 0))
+
+    def surplus(delta: float) -> float:
+        spread = max(discordant, delta)
+        return delta * math.sqrt(count) - z_alpha * math.sqrt(spread) - z_power * math.sqrt(spread - delta**2)
+
+    return float(brentq(surplus, 1e-9, 1.0)) if surplus(1.0) >= 0 else math.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for so many tests: Holm's step-down procedure.
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979). An effect stands at level a when its value is below a;
+    the probability of one or more false ones is then at most a.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
+    corrected = np.empty(len(p_values))
+    corrected[order] = adjusted
+    return [float(value) for value in corrected]

@@ -12,19 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aft_harness import documents, evaluation, report, training
+from aft_harness import documents, evaluation, plots, report, training
 from aft_harness.answers import OnProgress, answers
 from aft_harness.booster import Booster
 from aft_harness.errors import BoosterError, TaskError, TrainingError
 from aft_harness.evaluation import Variant
-from aft_harness.examples import ChoiceNorm, Example, Prompting, TaskExamples, TaskSelection, load_tasks
+from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks
 from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import ChoiceNorm, Settings
 from aft_harness.samples import bounds
 from aft_harness.score_store import ScoreStore
-from aft_harness.statistics import PairedCount
+from aft_harness.statistics import Paired
 from aft_harness.steering import check_layer
-from aft_harness.training import Progress, Settings, Trained
+from aft_harness.training import Progress, Trained
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Point:
     name: str
     development: Score
     chosen: bool
-    tests: list[tuple[str, str, PairedCount]]
+    tests: list[tuple[str, str, Paired]]
 
     def rows(self, model: str) -> list[dict[str, Any]]:
         """The point as rows of a CSV."""
@@ -227,7 +228,7 @@ def _swept(
     )
     tests = [list(evaluation.paired(baseline, results)) for results in steered]
     if silent := sorted(set(baseline.results["samples"]) - {task for task, _, _ in tests[0]}):
-        raise TaskError(f"{', '.join(silent)}: no metric is 0 or 1 on every document, which a sweep compares by")
+        raise TaskError(f"{', '.join(silent)}: no metric is one number a document, which a sweep compares by")
     columns = zip(variants, names, development, tests, strict=True)
     return [
         Point(variant, name, developed, index == best, tested)
@@ -323,6 +324,6 @@ def written(points: Sequence[Point], model: str, over: str, folder: Path) -> Map
     """Writes `sweep.csv` and `sweep.png` into a folder and returns their paths."""
     rows = [row for point in points for row in point.rows(model)]
     paths = {"table": folder / "sweep.csv", "plot": folder / "sweep.png"}
-    report.plot_sweep(rows, over, paths["plot"])
+    plots.plot_sweep(rows, over, paths["plot"])
     report.write_csv(rows, paths["table"])  # last: who finds the table may trust that all is there
     return paths

@@ -14,72 +14,31 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from aft_harness import steering
+from aft_harness import optimiser, steering
 from aft_harness.booster import Booster
 from aft_harness.errors import TrainingError
-from aft_harness.examples import ChoiceNorm, Example, Prompting, TaskExamples
-from aft_harness.injections import ACTIVATIONS, INPUT_NORMS, ContextualInjection, Injection, StaticInjection
-from aft_harness.lesson import Lesson, Objective, Score
+from aft_harness.examples import Example, Prompting, TaskExamples
+from aft_harness.injections import ContextualInjection, Injection, StaticInjection
+from aft_harness.lesson import Lesson, Score
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import Settings
 from aft_harness.states import StateStore
 from aft_harness.steering import check_layer
 
 CACHE_LIMIT = 2 * 2**30
 """Bytes of hidden states that stay in memory."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    Attributes:
-        layers: Decoder layers that get an injection; None means the middle one.
-        kind: `static` learns a vector, `contextual` a small MLP of the hidden state.
-        rank: Width of that MLP.
-        activation: Its activation, a key of `injections.ACTIVATIONS`.
-        input_norm: What it makes of the hidden state first, one of `injections.INPUT_NORMS`.
-        objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
-        choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is what
-            lm-eval's `acc_norm` ranks by.
-        epochs: Passes over the training examples.
-        lr: Learning rate of Adam.
-        batch_size: Examples per optimiser step.
-        seed: Seed of the order of examples.
-        split_seed: Seed that parted development from training documents; recorded only.
-    """
-
-    layers: tuple[int, ...] | None = None
-    kind: Literal["static", "contextual"] = "static"
-    rank: int = 8
-    activation: str = "gelu"
-    input_norm: str = "rms"
-    objective: Objective | None = None
-    choice_norm: ChoiceNorm = "none"
-    epochs: int = 5
-    lr: float = 1e-2
-    batch_size: int = 8
-    seed: int = 0
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuses values that cannot train."""
-        if min(self.epochs, self.batch_size, self.rank) < 1:
-            raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
-        if self.activation not in ACTIVATIONS or self.input_norm not in INPUT_NORMS:
-            raise TrainingError(
-                f"a contextual booster takes an activation of {', '.join(ACTIVATIONS)} and an input norm of "
-                f"{', '.join(INPUT_NORMS)}, not {self.activation} and {self.input_norm}"
-            )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise TrainingError(f"--lr {self.lr} must be a positive number")
+RESIDUAL_EXAMPLES = 16
+"""Training examples on which the size of the residual stream is measured."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +114,6 @@ def train(
     dev_set = [example for task in tasks for example in task.development]
     watched: Sequence[Example] = dev_set or train_set
     injections = {layer: _fresh(lm, settings, layer) for layer in chosen}
-    tensors = [tensor for injection in injections.values() for tensor in injection.tensors.values()]
-    optimiser = torch.optim.Adam(tensors, lr=settings.lr)
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []
     clock = _Clock()
@@ -169,10 +126,15 @@ def train(
             lesson.prepare(lambda done, total: on_progress(Progress(0, steps, 0, math.nan, f"caching {done}/{total}")))
         with clock("scoring"):
             before = lesson.score(watched)
+        few = train_set[:RESIDUAL_EXAMPLES]
+        residual = lesson.residual(chosen, few)
+        scales = {layer: optimiser.residual_scale(hidden) for layer, hidden in residual.items()}
+        adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
+        pace = optimiser.scheduler(adam, settings.schedule, steps)
         with steering.training_injections(layers, injections):
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
-                    epoch_losses.append(_epoch(lesson, train_set, settings, tensors, optimiser, epoch, on_progress))
+                    epoch_losses.append(_epoch(lesson, train_set, settings, injections, pace, epoch, on_progress))
                 with clock("scoring"):
                     score = lesson.score(dev_set) if dev_set else None
                 # Without development documents there is nothing to choose by: the last epoch is kept.
@@ -182,7 +144,7 @@ def train(
             _, kept_epoch, kept, after = best
             with clock("scoring"):
                 after = after or lesson.score(watched)
-        relative = _relative_norms(lesson, layers, kept, train_set)
+        relative = _relative_norms(residual, kept)
     measured_on: Literal["development", "training"] = "development" if dev_set else "training"
     provenance = {
         "base_model": lm.base_model.to_json(),
@@ -218,13 +180,14 @@ def train(
     )
 
 
-def chosen_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """The layers to train, ascending: those that are asked for, or the middle one of `count`.
+def chosen_layers(layers: Sequence[int] | Literal["all"] | None, count: int) -> tuple[int, ...]:
+    """The layers to train, ascending: those that are asked for, all of `count`, or the middle one.
 
     Raises:
         ModelError: A layer out of range.
     """
-    return tuple(sorted({check_layer(layer, count) for layer in layers or (count // 2,)}))
+    wanted = range(count) if layers == "all" else layers or (count // 2,)
+    return tuple(sorted({check_layer(layer, count) for layer in wanted}))
 
 
 def training_identity(lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings) -> str:
@@ -261,8 +224,8 @@ def _epoch(
     lesson: Lesson,
     examples: Sequence[Example],
     settings: Settings,
-    tensors: Sequence[Tensor],
-    optimiser: torch.optim.Optimizer,
+    injections: Mapping[int, Injection],
+    pace: LRScheduler,
     epoch: int,
     on_progress: Callable[[Progress], None],
 ) -> float:
@@ -273,7 +236,7 @@ def _epoch(
     for step in range(steps):
         batch = [examples[i] for i in order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()]
         weight = sum(example.weight for example in batch)
-        optimiser.zero_grad()
+        pace.optimizer.zero_grad()
         batch_loss = 0.0
         for chunk in lesson.chunks(batch):
             losses, _ = lesson.losses(chunk)
@@ -281,10 +244,10 @@ def _epoch(
             loss = (losses * weights).sum() / weight
             loss.backward()
             batch_loss += loss.item()
-        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        if not math.isfinite(batch_loss) or not all(gradient.isfinite().all() for gradient in gradients):
+        if not math.isfinite(batch_loss) or not optimiser.finite(injections):
             raise TrainingError(f"the loss became {batch_loss} in epoch {epoch}; lower --lr {settings.lr}")
-        optimiser.step()
+        pace.optimizer.step()
+        pace.step()
         total += batch_loss * weight
         weight_seen += weight
         on_progress(Progress((epoch - 1) * steps + step + 1, settings.epochs * steps, epoch, total / weight_seen))
@@ -304,16 +267,11 @@ class _Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _relative_norms(
-    lesson: Lesson, layers: nn.ModuleList, booster: Booster, examples: Sequence[Example]
-) -> dict[int, float]:
+def _relative_norms(residual: Mapping[int, Tensor], booster: Booster) -> dict[int, float]:
     """Mean norm of each layer's delta over that of its unsteered output, over the tokens of some examples."""
     norms = {}
     for layer, injection in booster.injections.items():
-        with torch.no_grad(), steering.recorded(layers, layer) as outputs:
-            lesson.losses(next(lesson.chunks(examples)))
-        hidden = torch.cat([output.float().flatten(0, 1) for output in outputs])
-        hidden = hidden[hidden.any(dim=1)]  # padding of a resumed pass is zero
+        hidden = residual[layer].float()
         deltas = injection.delta(hidden).expand_as(hidden)
         norms[layer] = float(deltas.norm(dim=1).mean() / hidden.norm(dim=1).mean())
     return norms

@@ -236,7 +236,8 @@ EPOCHS = 5
 
 
 def _trained(lm: Any, task: Any, layer: int) -> Measured:
-    from aft_harness.training import Settings, train
+    from aft_harness.recipe import Settings
+    from aft_harness.training import train
 
     trained = train(lm, [task], Settings(layers=(layer,), lr=1e-2, epochs=EPOCHS, batch_size=4, objective="answer"))
     seconds = trained.stages["caching"] + trained.stages["training"]

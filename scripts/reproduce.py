@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Row:
 
 def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
     """Runs the three methods and returns the table's rows."""
-    from aft_harness import extraction, training
+    from aft_harness import extraction, recipe, training
 
     on_stage("rows")
     learning, test, development = rows_of(lm)
@@ -63,7 +63,7 @@ def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
         "function vector": extraction.function_vector(lm),
     }
     on_stage("AFT, 5 epochs")
-    settings = training.Settings(layers=(layer,), objective="answer", lr=1e-2, epochs=5, batch_size=4, seed=seed)
+    settings = replace(recipe.RECIPES["original"], layers=(layer,), seed=seed)
     boosters["AFT"] = training.train(lm, [learning], settings).booster
     return read_twice(lm, boosters, learning.train, test, development, on_stage)
 
@@ -139,9 +139,11 @@ def compare_all(lm: Any, examples: Sequence[Any], boosters: Mapping[Variant, Any
     from aft_harness.answers import answers
     from aft_harness.statistics import compare
 
-    steerings = [None, *(lm.steering_for(booster, strength) for (_, strength), booster in boosters.items())]
+    running = [variant for variant in boosters if variant[1]]  # at strength 0 the model is unchanged, bit for bit
+    steerings = [None, *(lm.steering_for(boosters[variant], variant[1]) for variant in running)]
     baseline, *steered = [[bool(answer.right) for answer in given] for given in answers(lm, examples, steerings)]
-    return {variant: compare(baseline, right) for variant, right in zip(boosters, steered, strict=True)}
+    found = dict(zip(running, steered, strict=True))
+    return {variant: compare(baseline, found.get(variant, baseline)) for variant in boosters}
 
 
 def table(rows: Sequence[Row]) -> str:

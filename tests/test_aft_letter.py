@@ -18,9 +18,10 @@ from aft_harness.errors import TaskError
 from aft_harness.evaluation import Variant, evaluate
 from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import Settings
 from aft_harness.scoring import Request
 from aft_harness.task_folder import folder
-from aft_harness.training import Settings, train
+from aft_harness.training import train
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "reproduce.py"
 

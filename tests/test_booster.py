@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from aft_harness import booster as booster_module
 from aft_harness.booster import Booster, mix, sidecar
+from aft_harness.documents import recorded_hashes, unlisted
 from aft_harness.errors import AftError, BoosterError
 
 SPEC = {"kind": "static", "activation": "none", "input_norm": "none", "positions": "all"}
@@ -209,6 +210,22 @@ def test_mixing_remembers_parts_and_training_documents() -> None:
     assert mixed.provenance["documents"]["hashes"] == ["aa", "bb"]
     assert [task["task"] for task in mixed.provenance["tasks"]] == ["x", "y"]
     assert [part["strength"] for part in mixed.provenance["parts"]] == [1.0, 2.0]
+
+
+def test_a_mixture_says_what_its_parts_have_lost(tmp_path: Path) -> None:
+    long = Booster.static(
+        {0: torch.ones(4)}, {"documents": {"count": 2001, "hashes": [f"{n:016x}" for n in range(2001)]}}
+    )
+    short = Booster.static({1: torch.ones(4)}, {"documents": {"count": 1, "hashes": ["f" * 16]}})
+    path = tmp_path / "long.safetensors"
+    long.save(path)
+    assert unlisted(mix([(Booster.load(path), 1.0), (short, 1.0)]).provenance) == 0
+    sidecar(path).unlink()
+    lossy = mix([(Booster.load(path), 1.0), (short, 1.0)])
+    assert unlisted(lossy.provenance) == 2001
+    assert recorded_hashes(lossy.provenance) == {"f" * 16}
+    lossy.save(path)
+    assert unlisted(mix([(Booster.load(path), 1.0)]).provenance) == 2001
 
 
 def test_mixing_refuses_what_does_not_belong_together() -> None:

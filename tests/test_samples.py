@@ -46,10 +46,11 @@ def test_runs_that_are_no_pair_are_refused(tmp_path: Path) -> None:
         read_samples(tmp_path, "y")
     with pytest.raises(TaskError, match="no metric 'f1'"):
         compare_samples(base, base, "f1")
-    write(tmp_path / "soft", "samples_x_2026-01-01.jsonl", [0, 1], acc=0.5)
-    soft = read_samples(tmp_path / "soft", "x")
-    with pytest.raises(TaskError, match="not 0 or 1"):
-        compare_samples(soft, soft, "acc")
+    for sums in ([0.5, 3], float("nan"), "0.5"):
+        write(tmp_path / "sums", "samples_x_2026-01-01.jsonl", [0, 1], acc=sums)
+        samples = read_samples(tmp_path / "sums", "x")
+        with pytest.raises(TaskError, match="not one number a document"):
+            compare_samples(samples, samples, "acc")
 
 
 def test_documents_are_selected_by_a_slice(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from aft_harness.evaluation import Variant, evaluate
 from aft_harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import Settings
 from aft_harness.score_store import ScoreStore
-from aft_harness.training import Settings
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
 PROMPTING = Prompting(include_path=(TOYS,))
@@ -121,7 +121,7 @@ def test_a_task_with_texts_is_swept_by_loss(lm: SteeredHFLM) -> None:
 
 
 def test_a_task_without_right_and_wrong_cannot_be_swept(lm: SteeredHFLM) -> None:
-    with pytest.raises(TaskError, match="toy_rolling: no metric is 0 or 1"):
+    with pytest.raises(TaskError, match="toy_rolling: no metric is one number a document"):
         sweep.strengths(lm, booster(), [1.0], [drawn(lm)], sweep.Test(["toy_rolling"], PROMPTING))
 
 

@@ -13,8 +13,9 @@ from aft_harness.errors import ModelError, TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.lesson import Lesson, Score
 from aft_harness.lm import SteeredHFLM
+from aft_harness.recipe import Settings
 from aft_harness.steering import Steering, decoder_layers
-from aft_harness.training import Progress, Settings, Trained, train
+from aft_harness.training import Progress, Trained, train
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
 ARCHITECTURES = ["llama", "phi", "gpt2", "qwen2", "gemma", "falcon", "bloom", "mamba"]
@@ -46,10 +47,26 @@ def plain_loss(model: nn.Module, example: Example, objective: str, norm: str) ->
     if objective == "answer":
         gold = example.requests[example.gold[0]]
         return -plain_loglikelihood(model, gold) / len(gold.continuation)
+    if objective == "both":
+        return plain_loss(model, example, "answer", norm) + plain_loss(model, example, "choice", norm)
     scores = torch.stack([plain_loglikelihood(model, request) for request in example.requests])
     if norm == "characters":
         scores = scores / torch.tensor([len(choice) for choice in example.choices])
     return -scores.log_softmax(0)[list(example.gold)].logsumexp(0)
+
+
+def plain_scale(model: Any, task: TaskExamples, layer: int) -> float:
+    """Median root mean square of a layer's output over the distinct tokens of the examples."""
+    sizes = {}
+    for request in (request for example in task.train for request in example.requests):
+        hidden = model(torch.tensor([request.inputs]), output_hidden_states=True).hidden_states[layer + 1][0]
+        for place in range(len(request.inputs)):
+            sizes[example_key(task, request), request.inputs[: place + 1]] = float(hidden[place].square().mean().sqrt())
+    return sorted(sizes.values())[(len(sizes) - 1) // 2]
+
+
+def example_key(task: TaskExamples, request: scoring.Request) -> int:
+    return next(place for place, example in enumerate(task.train) if request in example.requests)
 
 
 def plain_training(model: Any, task: TaskExamples, settings: Settings, objective: str) -> tuple[dict, list, list]:
@@ -66,7 +83,11 @@ def plain_training(model: Any, task: TaskExamples, settings: Settings, objective
         return add
 
     handles = [decoder_layers(model)[layer].register_forward_hook(hook(layer)) for layer in vectors]
-    optimiser = torch.optim.Adam(vectors.values(), lr=settings.lr)
+    scales = {layer: plain_scale(model, task, layer) if settings.rate_unit == "residual" else 1.0 for layer in vectors}
+    rates = [settings.lr * scales[layer] for layer in vectors]
+    optimiser = torch.optim.Adam([{"params": [vector]} for vector in vectors.values()])
+    steps = settings.epochs * math.ceil(len(task.train) / settings.batch_size)
+    done = 0
     first: dict[int, Tensor] = {}
     losses = []
     for epoch in range(1, settings.epochs + 1):
@@ -81,7 +102,10 @@ def plain_training(model: Any, task: TaskExamples, settings: Settings, objective
                 (loss / len(batch)).backward()
                 total += loss.item()
             first = first or {layer: vector.grad.clone() for layer, vector in vectors.items()}  # type: ignore[union-attr]
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - done / steps if settings.schedule == "linear" else 1)
             optimiser.step()
+            done += 1
         losses.append(total / len(order))
     for handle in handles:
         handle.remove()
@@ -108,6 +132,7 @@ def test_training_equals_plain_training(make_lm: Any, architecture: str) -> None
     [
         ("toy_choice", "answer", "none"),
         ("toy_choice", "choice", "characters"),
+        ("toy_choice", "both", "none"),
         ("toy_text", "answer", "none"),
         ("toy_two_right", "choice", "none"),
         ("toy_blanks", "choice", "none"),
@@ -118,6 +143,19 @@ def test_every_objective_equals_its_plain_form(make_lm: Any, name: str, objectiv
     task = examples(lm, name, limit=9)
     settings = Settings(layers=(0, 2), objective=objective, choice_norm=norm, lr=1e-2, epochs=2, batch_size=4, seed=3)
     _, losses, vectors = plain_training(lm.model, task, settings, objective)
+    trained = train(lm, [task], settings)
+    assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("unit", "schedule"), [("residual", "constant"), ("absolute", "linear"), ("residual", "linear")]
+)
+def test_rates_follow_the_residual_stream_and_the_schedule(make_lm: Any, unit: Any, schedule: Any) -> None:
+    lm = make_lm()
+    task = examples(lm, limit=8)
+    settings = Settings(layers=(0, 1, 2), lr=1e-2, rate_unit=unit, schedule=schedule, epochs=2, batch_size=4)
+    _, losses, vectors = plain_training(lm.model, task, settings, "choice")
     trained = train(lm, [task], settings)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)

@@ -79,9 +79,7 @@ def evaluate(
     rows = []
     compared = {task for task, _, _ in evaluation.paired(baseline, steered[0])}
     if silent := sorted(set(baseline.results["samples"]) - compared):
-        click.echo(
-            f"not compared, for want of a metric that is 0 or 1 on every document: {', '.join(silent)}", err=True
-        )
+        click.echo(f"not compared, for want of a metric that is one number a document: {', '.join(silent)}", err=True)
     for vector, results in zip(vectors, steered, strict=True):
         click.echo(vector)
         variant = results.variant
@@ -98,7 +96,7 @@ def evaluate(
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.argument("steered", type=click.Path(path_type=Path))
 @click.option("--task", required=True, help="Task whose samples both folders hold.")
-@click.option("--metric", default="acc", show_default=True, help="A 0/1 metric of the task.")
+@click.option("--metric", default="acc", show_default=True, help="A metric of the task.")
 @click.option("--filter", "filter_name", help="Name of a filter, where the task has several.")
 @click.option("--docs", metavar="A:B", help="Documents by id, as a slice.  [default: all]")
 def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: str | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from aft_harness.errors import ModelError, TaskError, TrainingError
+from aft_harness.recipe import RECIPES, ChoiceNorm, Kind, Objective, RateUnit, Schedule, Settings
 
 if TYPE_CHECKING:
     from aft_harness.examples import Prompting, TaskExamples, TaskSelection
@@ -106,42 +108,58 @@ development_options = _collected(
 )
 """Which documents to choose by; for `drawn`."""
 
+
+def _default(name: str) -> str:
+    return f"  [default: {getattr(RECIPES['default'], name)}]"
+
+
+def _one_of(kind: Any) -> click.Choice[str]:
+    return click.Choice(list(get_args(kind)))
+
+
 training_options = _collected(
     "hyperparameters",
     {
-        "kind": click.option(
-            "--kind",
-            type=click.Choice(["static", "contextual"]),
-            default="static",
+        "recipe": click.option(
+            "--recipe",
+            type=click.Choice(list(RECIPES)),
+            default="default",
             show_default=True,
-            help="A vector, or a small MLP of the hidden state.",
+            help="Settings that the other options change; original = as first published.",
         ),
-        "rank": click.option(
-            "--rank", type=click.IntRange(min=1), default=8, show_default=True, help="Width of that MLP."
+        "kind": click.option(
+            "--kind", type=_one_of(Kind), help=f"A vector, or a small MLP of the hidden state.{_default('kind')}"
         ),
+        "rank": click.option("--rank", type=click.IntRange(min=1), help=f"Width of that MLP.{_default('rank')}"),
         "objective": click.option(
             "--objective",
-            type=click.Choice(["answer", "choice"]),
-            help="Loss on the answer's tokens, or on ranking the choices.  [default: choice where there are any]",
+            type=_one_of(Objective),
+            help="Loss on the answer's tokens, on ranking the choices, or both.  [default: choice where there are any]",
         ),
         "choice_norm": click.option(
             "--choice-norm",
-            type=click.Choice(["none", "characters", "bytes", "tokens"]),
-            default="none",
-            show_default=True,
-            help="Divide a choice's loglikelihood by its length; characters = acc_norm.",
+            type=_one_of(ChoiceNorm),
+            help="Divide a choice's loglikelihood by its length; characters = acc_norm." + _default("choice_norm"),
         ),
-        "epochs": click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True),
+        "epochs": click.option("--epochs", type=click.IntRange(min=1), help=f"Passes.{_default('epochs')}"),
         "lr": click.option(
-            "--lr", type=click.FloatRange(min=0, min_open=True), default=1e-2, show_default=True, help="Adam's rate."
+            "--lr", type=click.FloatRange(min=0, min_open=True), help=f"Adam's learning rate.{_default('lr')}"
+        ),
+        "rate_unit": click.option(
+            "--rate-unit",
+            type=_one_of(RateUnit),
+            help=f"residual = the rate counts in sizes of the layer's residual stream.{_default('rate_unit')}",
+        ),
+        "schedule": click.option(
+            "--schedule", type=_one_of(Schedule), help=f"linear = the rate falls to nothing.{_default('schedule')}"
         ),
         "batch_size": click.option(
-            "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Documents per step."
+            "--batch-size", type=click.IntRange(min=1), help=f"Documents per step.{_default('batch_size')}"
         ),
         "seed": click.option("--seed", type=int, default=0, show_default=True, help="Order of the training documents."),
     },
 )
-"""How to train: fields of `training.Settings`."""
+"""How to train; for `settings`."""
 
 test_options = _collected(
     "testing",
@@ -181,6 +199,16 @@ def check_writable(option: str, folder: Path) -> None:
         raise TrainingError(f"{option} {folder}: cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
         raise TrainingError(f"{option} {folder}: cannot be written to")
+
+
+def settings(hyperparameters: Mapping[str, Any], **others: Any) -> Settings:
+    """The recipe that the values of `training_options` name, changed by those that are given and by `others`.
+
+    Raises:
+        TrainingError: Values that cannot train.
+    """
+    given = {name: value for name, value in {**hyperparameters, **others}.items() if value is not None}
+    return replace(RECIPES[given.pop("recipe")], **given)
 
 
 def task_names(tasks: str) -> list[str]:

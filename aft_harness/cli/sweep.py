@@ -18,6 +18,7 @@ from aft_harness.cli.options import (
     model_options,
     prompt_options,
     selections,
+    settings,
     task_names,
     test_options,
     training_options,
@@ -112,16 +113,16 @@ def layers(
     """Train a booster at each of several layers and evaluate all of them in one pass."""
     _prepare(context, testing, output)
     with quiet():
-        from aft_harness import examples, sweep, training
+        from aft_harness import examples, sweep
         from aft_harness.score_store import ScoreStore
 
-        settings = training.Settings(split_seed=drawing["split_seed"], **hyperparameters)
+        how = settings(hyperparameters, split_seed=drawing["split_seed"])
         formatted = examples.Prompting(**prompting)
         loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
         test = _test(drawing, testing, formatted)
         lm = load_model(**model)
         candidates = sweep.parse_layers(layers, len(lm.engine.layers))
-        tasks = drawn(lm, loaded, formatted, settings.split_seed)
+        tasks = drawn(lm, loaded, formatted, how.split_seed)
         with (
             ScoreStore(output / "scores.sqlite") as store,
             training_bar() as trained,
@@ -130,7 +131,7 @@ def layers(
             points = sweep.layers(
                 lm,
                 tasks,
-                settings,
+                how,
                 candidates,
                 output,
                 test,

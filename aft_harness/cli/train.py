@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -15,6 +15,7 @@ from aft_harness.cli.options import (
     model_options,
     prompt_options,
     selections,
+    settings,
     training_options,
 )
 from aft_harness.cli.terminal import quiet, score, summary, training_bar
@@ -30,7 +31,7 @@ from aft_harness.errors import TrainingError
     "--layers",
     "layers",
     metavar="L,...",
-    help="Decoder layers from 0; auto tries several on development documents.  [default: the middle one]",
+    help="Decoder layers from 0; all; auto tries several on development documents.  [default: the middle one]",
 )
 @training_options
 @click.option(
@@ -62,20 +63,20 @@ def train(
         from aft_harness import examples, sweep, training
 
         chosen = selections(**drawing)
-        settings = training.Settings(layers=indices, split_seed=drawing["split_seed"], **hyperparameters)
+        how = settings(hyperparameters, layers=indices, split_seed=drawing["split_seed"])
         formatted = examples.Prompting(**prompting)
         loaded = examples.load_tasks(chosen, formatted.include_path)
         lm = load_model(**model)
-        tasks = drawn(lm, loaded, formatted, settings.split_seed)
+        tasks = drawn(lm, loaded, formatted, how.split_seed)
         with training_bar() as update:
             if automatic:
                 candidates = sweep.automatic_layers(len(lm.engine.layers))
                 trained, tried = sweep.best_layer(
-                    lm, tasks, settings, candidates, formatted, licence, int(cache_limit * 2**30), update
+                    lm, tasks, how, candidates, formatted, licence, int(cache_limit * 2**30), update
                 )
             else:
                 tried = {}
-                trained = training.train(lm, tasks, settings, formatted, licence, int(cache_limit * 2**30), update)
+                trained = training.train(lm, tasks, how, formatted, licence, int(cache_limit * 2**30), update)
     trained.booster.save(output)
     for layer, result in tried.items():
         star = "*" if layer in trained.booster.layers else " "
@@ -88,10 +89,12 @@ def train_main() -> None:
     train(prog_name="aft-train")
 
 
-def _layers(text: str | None) -> tuple[int, ...] | None:
+def _layers(text: str | None) -> tuple[int, ...] | Literal["all"] | None:
     if text is None:
         return None
+    if text == "all":
+        return "all"
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise TrainingError(f"--layer {text}: expected auto, or layer numbers from 0 such as 8 or 8,16") from None
+        raise TrainingError(f"--layer {text}: expected all, auto, or layer numbers from 0 such as 8 or 8,16") from None

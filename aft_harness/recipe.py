@@ -1,0 +1,98 @@
+"""How to train: every setting of a training, and the named recipes.
+
+Knows names and numbers only, so that the command line can show them without loading torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from aft_harness.errors import TrainingError
+
+Kind = Literal["static", "contextual"]
+"""Of an injection: a vector, or a small MLP of the hidden state."""
+
+Activation = Literal["gelu", "silu", "tanh"]
+"""Of that MLP."""
+
+InputNorm = Literal["none", "rms"]
+"""What that MLP makes of the hidden state first."""
+
+Objective = Literal["answer", "choice", "both"]
+"""`answer`: cross-entropy of the right answer's tokens, per token. `choice`: of the softmax over the choices'
+loglikelihoods. `both`: their sum."""
+
+ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
+"""What the loglikelihood of a choice is divided by; `characters` is what lm-eval's `acc_norm` ranks by."""
+
+RateUnit = Literal["absolute", "residual"]
+"""Of the learning rate: `residual` counts a layer's deltas in units of what its residual stream holds."""
+
+Schedule = Literal["constant", "linear"]
+"""`linear` falls from the learning rate to nothing over the whole training."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        layers: Decoder layers that get an injection; None means the middle one.
+        kind: Kind of injection.
+        rank: Width of a contextual injection.
+        activation: Its activation.
+        input_norm: What it makes of the hidden state first.
+        objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
+        choice_norm: How choices are ranked.
+        epochs: Passes over the training examples.
+        lr: Learning rate of Adam.
+        rate_unit: What a rate of 1 is.
+        schedule: How the rate changes.
+        batch_size: Examples per optimiser step.
+        seed: Seed of the order of examples.
+        split_seed: Seed that parted development from training documents; recorded only.
+    """
+
+    layers: tuple[int, ...] | Literal["all"] | None = None
+    kind: Kind = "static"
+    rank: int = 8
+    activation: Activation = "gelu"
+    input_norm: InputNorm = "rms"
+    objective: Objective | None = None
+    choice_norm: ChoiceNorm = "none"
+    epochs: int = 5
+    lr: float = 1e-2
+    rate_unit: RateUnit = "absolute"
+    schedule: Schedule = "constant"
+    batch_size: int = 8
+    seed: int = 0
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot train."""
+        if min(self.epochs, self.batch_size, self.rank) < 1:
+            raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise TrainingError(f"--lr {self.lr} must be a positive number")
+        for name, values in _NAMED.items():
+            if (value := getattr(self, name)) not in values:
+                raise TrainingError(f"{name} {value!r} is not one of {', '.join(map(str, values))}")
+
+
+_NAMED = {
+    "kind": get_args(Kind),
+    "activation": get_args(Activation),
+    "input_norm": get_args(InputNorm),
+    "objective": (None, *get_args(Objective)),
+    "choice_norm": get_args(ChoiceNorm),
+    "rate_unit": get_args(RateUnit),
+    "schedule": get_args(Schedule),
+}
+
+RECIPES = {
+    "default": Settings(),
+    "original": Settings(objective="answer", batch_size=4),
+}
+"""`original` is as Activation Fine-Tuning was first published."""

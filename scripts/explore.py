@@ -1,0 +1,124 @@
+"""Tries settings of training one after another and says how each does on development documents.
+
+What the defaults of `aft-train` rest on: docs/log.md tells what was tried, this makes its numbers.
+
+    python scripts/explore.py scripts/explore/arc_easy.yaml --output leaderboards/recipe/arc_easy.csv
+
+A study is a YAML file: `task`, `limit` (training documents), `dev_docs` (carved from the same rows) or `development`
+(rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`) and `runs` (a name, and
+the fields that differ; `limit` may differ too). No test document is touched. Runs that the table holds are not
+repeated: they are known by everything that a training depends on, not by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import yaml
+
+
+def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
+    """The settings of one run of a study."""
+    from aft_harness.recipe import Settings
+
+    known = {field.name for field in fields(Settings)}
+    values = {name: value for name, value in {**study.get("base", {}), **run}.items() if name in known}
+    if isinstance(values.get("layers"), list):
+        values["layers"] = tuple(values["layers"])
+    if unknown := set(run) - known - {"name", "limit"} | set(study.get("base", {})) - known:
+        raise click.ClickException(f"{run.get('name')}: unknown settings {', '.join(sorted(unknown))}")
+    return Settings(**values)
+
+
+def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> Any:
+    """Training and development examples of a study."""
+    from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_examples
+    from aft_harness.task_folder import folder
+
+    def drawn(selection: TaskSelection) -> Any:
+        ((chosen, task),) = load_tasks([selection], [str(folder())])
+        return task_examples(chosen, task, Prompting(), lm)
+
+    carved = 0 if "development" in study else int(study["dev_docs"])
+    found = drawn(TaskSelection(study["task"], limit=limit, dev_docs=carved))
+    if "development" in study:
+        rows = study["development"]
+        own = drawn(TaskSelection(study["task"], train_docs=rows, dev_docs=10**6, development_only=True)).development
+        known = {example.document for example in found.train}
+        found = replace(found, development=[example for example in own if example.document not in known])
+    return found
+
+
+def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """A row for each run that the table does not hold."""
+    from aft_harness import training
+
+    for run in study["runs"]:
+        settings = settings_of(study, run)
+        task = examples_of(study, int(run.get("limit", study["limit"])), lm)
+        identity = training.training_identity(lm, [task], settings)
+        if len(table) and identity in set(table["training_sha256"]):
+            continue
+        click.echo(f"{run['name']} ...", err=True)
+        done = training.train(lm, [task], settings)
+        told = {name: value for name, value in asdict(settings).items() if name != "split_seed"}
+        yield {
+            "task": study["task"],
+            "run": run["name"],
+            **told,
+            "objective": done.booster.provenance["objective"],
+            "layers": settings.layers if settings.layers == "all" else " ".join(map(str, done.booster.layers)),
+            "n_train": len(task.train),
+            "development_n": done.after.n,
+            "accuracy_before": done.before.accuracy,
+            "accuracy_after": done.after.accuracy,
+            "loss_before": done.before.loss,
+            "loss_after": done.after.loss,
+            "kept_epoch": done.kept_epoch,
+            "epoch_losses": " ".join(f"{loss:.4f}" for loss in done.epoch_losses),
+            "relative_norm": max(done.relative_norm.values()),
+            "parameters": done.booster.parameters,
+            "seconds": round(done.seconds, 1),
+            "training_sha256": identity,
+        }
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--model", help="Hub id or folder.  [default: the embedded SmolLM2-135M-Instruct]")
+@click.option("--dtype", default="bfloat16", show_default=True, help="Of the model's weights.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The table, a CSV file.")
+def main(study: Path, model: str | None, dtype: str, output: Path) -> None:
+    """Run a study of training settings on development documents."""
+    from aft_harness.cli.terminal import quiet
+    from aft_harness.errors import AftError
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    table = pd.read_csv(output) if output.exists() else pd.DataFrame()
+    try:
+        with quiet():
+            from aft_harness.booster import write_atomically
+            from aft_harness.demo import model_folder
+            from aft_harness.lm import SteeredHFLM
+
+            lm = SteeredHFLM(model or str(model_folder()), dtype=dtype, softmax_dtype="float32", batch_size=16)
+            for row in trained(lm, yaml.safe_load(study.read_text(encoding="utf-8")), table):
+                table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+                write_atomically(output, table.to_csv(index=False).encode())
+                click.echo(
+                    f"{row['run']}: loss {row['loss_before']:.4f} -> {row['loss_after']:.4f}, accuracy "
+                    f"{row['accuracy_before']} -> {row['accuracy_after']}, epoch {row['kept_epoch']}, "
+                    f"{row['relative_norm']:.1%}, {row['seconds']:.0f} s"
+                )
+    except AftError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aft_harness.injections import ContextualInjection, StaticInjection
+from aft_harness.optimiser import adam, residual_scale, scheduler
+
+
+def test_a_massive_first_token_does_not_set_the_scale() -> None:
+    hidden = torch.full((9, 4), 3.0)
+    hidden[0] = 1e4
+    assert residual_scale(hidden) == pytest.approx(3.0)
+    assert residual_scale(hidden.bfloat16()) == pytest.approx(3.0)
+
+
+def test_only_what_the_delta_is_linear_in_is_scaled() -> None:
+    injections = {2: StaticInjection.fresh(4), 5: ContextualInjection.fresh(4, rank=2, seed=0)}
+    groups = adam(injections, 0.1, {2: 3.0, 5: 7.0}).param_groups
+    rates = {id(group["params"][0]): group["lr"] for group in groups}
+    assert rates[id(injections[2].vector)] == pytest.approx(0.3)
+    expected = {"down.weight": 0.1, "down.bias": 0.1, "up.weight": 0.7, "up.bias": 0.7}
+    assert {name: rates[id(tensor)] for name, tensor in injections[5].tensors.items()} == pytest.approx(expected)
+
+
+def test_the_linear_schedule_falls_to_nothing() -> None:
+    optimiser = adam({0: StaticInjection(torch.zeros(4, requires_grad=True))}, 0.8)
+    pace = scheduler(optimiser, "linear", 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        pace.step()
+    assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.0)
