@@ -49,7 +49,7 @@ def test_strengths_are_chosen_on_development_and_reported_on_test_documents(lm: 
     task, values = drawn(lm), [0.0, 0.5, 2.0, 8.0]
     points = sweep.strengths(lm, booster(), values, [task], TEST)
     assert [point.variant.strength for point in points] == values
-    accuracies = []
+    totals = []
     for value, point in zip(values, points, strict=True):
         alone = SteeredHFLM(lm.pretrained, booster(), value, device="cpu", batch_size=8)
         losses = []
@@ -63,12 +63,12 @@ def test_strengths_are_chosen_on_development_and_reported_on_test_documents(lm: 
         assert point.development.n == len(task.development)
         assert point.development.accuracy == pytest.approx(right / len(task.development))
         assert point.development.loss == pytest.approx(sum(losses) / len(losses), abs=1e-4)
-        accuracies.append((-right, sum(losses)))
+        totals.append(sum(losses))
         single = evaluate(lm, [Variant("a", booster(), value)], TEST.tasks, PROMPTING)[0]
         ((task_name, metric, paired),) = point.tests
         assert (task_name, metric) == ("toy_choice", "acc")
         assert paired.steered == pytest.approx(single.results["results"]["toy_choice"]["acc,none"])
-    assert [point.chosen for point in points] == [pair == min(accuracies) for pair in accuracies]
+    assert [point.chosen for point in points] == [total == min(totals) for total in totals]
     assert points[0].tests[0][2].delta == 0
 
 
@@ -109,7 +109,7 @@ def test_a_booster_that_lost_the_list_of_its_documents_is_not_swept(lm: SteeredH
 
 
 def test_a_variant_that_diverged_is_never_chosen() -> None:
-    scores = [Score(float("nan"), None, 3), Score(2.0, None, 3), Score(1.0, None, 3)]
+    scores = [Score(float("nan"), None, 3), Score(2.0, 0.9, 3), Score(1.0, 0.4, 3)]
     assert min(scores, key=lambda score: score.rank) is scores[2]
 
 
