@@ -27,6 +27,9 @@ from aft_harness.score_store import Result, ScoreStore, key
 from aft_harness.scoring import Request
 from aft_harness.statistics import Paired
 
+_TEXTS_AT_ONCE = 16
+"""Texts that are generated before they are stored, where the batch size is found automatically."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -76,7 +79,7 @@ def evaluate(
         limit: Documents per task; None takes all.
         docs: Documents by id instead, as a slice `a:b`.
         output: Folder for lm-eval's own output files, one folder a variant.
-        store: Where loglikelihoods are kept, and looked up before they are computed.
+        store: Where loglikelihoods and texts are kept, and looked up before they are computed.
         on_progress: Told how many requests of a task are scored, of how many.
 
     Raises:
@@ -179,30 +182,54 @@ class _SharedPass:
                 scored.update(
                     (request, stored[key]) for request, key in zip(requests, own, strict=True) if key in stored
                 )
-        # One pass over the requests that the same variants lack: all of them, unless a study goes on.
-        lacking: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        # One pass for the requests that the same variants lack: all of them, unless a study goes on.
+        lacking: dict[tuple[int, ...], set[int]] = defaultdict(set)
         for place, request in enumerate(requests):
-            lacking[tuple(index for index, scored in enumerate(self._scored) if request not in scored)].append(place)
+            lacking[tuple(index for index, scored in enumerate(self._scored) if request not in scored)].add(place)
         done = len(lacking.pop((), []))
-        for indices, places in lacking.items():
+        for indices, wanted in lacking.items():
 
             def record(
                 members: Sequence[int],
                 results: Sequence[Sequence[Result]],
                 indices: tuple[int, ...] = indices,
-                places: list[int] = places,
+                wanted: set[int] = wanted,
             ) -> None:
                 nonlocal done
                 for index, found in zip(indices, results, strict=True):
-                    pairs = {places[member]: result for member, result in zip(members, found, strict=True)}
+                    pairs = dict(zip(members, found, strict=True))
                     self._scored[index].update((requests[place], result) for place, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][place]: result for place, result in pairs.items()})
-                done += len(members)
+                done += len(wanted.intersection(members))
                 self._on_progress(done, len(requests))
 
             steerings = [self.steerings[index] for index in indices]
-            self.lm.score_variants([requests[place] for place in places], steerings, on_scored=record)
+            known = set(range(len(requests))) - wanted
+            self.lm.score_variants(requests, steerings, on_scored=record, known=known)
+
+    def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
+        """Texts of one variant, a batch at a time where they are kept.
+
+        Batches are those of all requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
+        """
+        variant = self.variants[index]
+        with self.lm.steered_as(variant.booster, variant.strength) as lm:
+            if not self._store:
+                return lm.generate_until(list(requests))
+            keys = [key(self._identities[index], "text", *request.args) for request in requests]
+            texts = self._store.get_texts(keys)
+            order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
+            size = int(lm.batch_size) if lm.batch_size != "auto" else _TEXTS_AT_ONCE
+            for start in range(0, len(order), size):
+                places = order[start : start + size]
+                if any(keys[place] not in texts for place in places):
+                    written = lm.generate_until([requests[place] for place in places])
+                    found = {keys[place]: text for place, text in zip(places, written, strict=True)}
+                    self._store.put_texts(found)
+                    texts.update(found)
+                self._on_progress(min(start + size, len(order)), len(order))
+        return [texts[own] for own in keys]
 
 
 class _VariantLM(LM):
@@ -223,8 +250,7 @@ class _VariantLM(LM):
             return lm.loglikelihood_rolling(requests)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        with self._shared.lm.steered_as(self._variant.booster, self._variant.strength) as lm:
-            return lm.generate_until(requests)
+        return self._shared.generate_until(requests, self._index)
 
     @property
     def tokenizer_name(self) -> str:

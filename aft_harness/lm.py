@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -210,6 +210,7 @@ class SteeredHFLM(HFLM):
         *,
         on_scored: OnScored = lambda members, results: None,
         rows_a_pass: int | None = None,
+        known: Collection[int] = (),
     ) -> list[list[tuple[float, bool]]]:
         """Scores requests under several steerings at once, within the memory that the batch size stands for.
 
@@ -218,6 +219,7 @@ class SteeredHFLM(HFLM):
             variants: From `steering_for`; whatever booster this model has itself is not in force.
             on_scored: See `Engine.loglikelihoods`.
             rows_a_pass: What `--batch_size auto` would find, where the caller knows it.
+            known: See `Engine.loglikelihoods`.
 
         Returns:
             By variant, by request: loglikelihood, and whether the continuation is the greedy one.
@@ -234,6 +236,7 @@ class SteeredHFLM(HFLM):
                 variants=variants,
                 softmax_dtype=self.softmax_dtype,
                 on_scored=on_scored,
+                known=known,
             )
 
     def _autocast(self) -> torch.autocast:

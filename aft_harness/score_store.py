@@ -1,4 +1,4 @@
-"""Loglikelihoods that were computed once, kept in a file: what an interrupted study goes on from.
+"""Loglikelihoods and texts that were computed once, kept in a file: what an interrupted study goes on from.
 
 Found by content: the key of an entry is a digest of everything its value depends on, so that another model, booster,
 dtype or prompt never meets an old answer. Knows nothing of how scores are computed.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aft_harness.errors import CacheError
 
@@ -37,6 +37,7 @@ class ScoreStore:
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL, greedy INTEGER)"
             )
+            self._database.execute("CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, text TEXT)")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
         """The results of those keys that are there.
@@ -44,14 +45,15 @@ class ScoreStore:
         Raises:
             CacheError: The file cannot be read.
         """
-        found: dict[bytes, Result] = {}
-        with self._explained():
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                query = f"SELECT key, score, greedy FROM scores WHERE key IN ({','.join('?' * len(part))})"
-                rows = self._database.execute(query, part)
-                found.update({key: (score, bool(greedy)) for key, score, greedy in rows})
-        return found
+        return {key: (score, bool(greedy)) for key, score, greedy in self._rows("scores", "score, greedy", keys)}
+
+    def get_texts(self, keys: Sequence[bytes]) -> dict[bytes, str]:
+        """The texts of those keys that are there.
+
+        Raises:
+            CacheError: The file cannot be read.
+        """
+        return dict(self._rows("texts", "text", keys))
 
     def put(self, results: Mapping[bytes, Result]) -> None:
         """Adds results; those of a key that is there already are replaced.
@@ -64,6 +66,24 @@ class ScoreStore:
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
                 [(key, score, int(greedy)) for key, (score, greedy) in results.items()],
             )
+
+    def put_texts(self, texts: Mapping[bytes, str]) -> None:
+        """Adds texts; those of a key that is there already are replaced.
+
+        Raises:
+            CacheError: The file cannot be written.
+        """
+        with self._explained(), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", list(texts.items()))
+
+    def _rows(self, table: str, columns: str, keys: Sequence[bytes]) -> list[Any]:
+        found: list[Any] = []
+        with self._explained():
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                query = f"SELECT key, {columns} FROM {table} WHERE key IN ({','.join('?' * len(part))})"
+                found += self._database.execute(query, part)
+        return found
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -125,6 +125,7 @@ class Engine:
         variants: Sequence[Steering | None] = (None,),
         softmax_dtype: torch.dtype | None = torch.float32,
         on_scored: OnScored = lambda members, results: None,
+        known: Collection[int] = (),
     ) -> list[list[tuple[float, bool]]]:
         """Scores every request under every variant.
 
@@ -134,15 +135,21 @@ class Engine:
             variants: How the model is steered; the layers below all of them run once.
             softmax_dtype: As in lm-eval: None means the dtype of the logits.
             on_scored: Called after each batch with the indices of its requests and their results by variant.
+            known: Indices of requests that need no scores. They are laid out all the same, and batches of nothing else
+                are left out: what goes on after a break gives to the last bit what would have come without it.
 
         Returns:
             By variant, by request: summed loglikelihood, and whether the continuation is the greedy one.
         """
+        known = set(known)
         results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in variants]
         remaining = set(range(len(requests)))
+        laid = False
         with torch.no_grad():
-            while remaining:
+            while not laid:
                 for batch in self._lay(requests, sorted(remaining), max_tokens):
+                    if known.issuperset(member for row in batch.rows for member in row.members):
+                        continue
                     scored = self._checked(batch, requests, variants, softmax_dtype)
                     if scored is None:
                         break  # what remains is laid out again, in plain rows
@@ -153,6 +160,8 @@ class Engine:
                             results[variant][member] = pair
                     remaining.difference_update(members)
                     on_scored(members, found)
+                else:
+                    laid = True
         return results
 
     def _lay(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:

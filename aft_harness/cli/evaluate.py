@@ -29,9 +29,7 @@ from aft_harness.cli.terminal import counting_bar, quiet
 @click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for lm-eval's output files.")
 @click.option("--csv", "table", type=click.Path(path_type=Path, dir_okay=False), help="File for the paired results.")
-@click.option(
-    "--use-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of loglikelihoods to go on from."
-)
+@click.option("--use-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of answers to go on from.")
 @click.pass_context
 def evaluate(
     context: click.Context,
