@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from aft_harness import packing, steering
+from aft_harness import packing
 from aft_harness.errors import TrainingError
 from aft_harness.examples import Example, TaskExamples, graded
 from aft_harness.packing import Batch, Row
@@ -177,17 +177,16 @@ class Lesson:
 
         Args:
             layers: None of them below the lowest trained one.
-            examples: What to run; all at once, so a few.
+            examples: What to run.
         """
-        with torch.no_grad(), ExitStack() as recording:
-            outputs = {
-                layer: recording.enter_context(steering.recorded(self._engine.layers, layer)) for layer in layers
-            }
-            for chunk in self.chunks(examples):
-                self.losses(chunk)
-        found = {layer: torch.cat([part.flatten(0, 1) for part in parts]) for layer, parts in outputs.items()}
-        # Padding of a resumed pass is zero at the layer that it starts from.
-        return {layer: hidden[hidden.any(dim=1)] for layer, hidden in found.items()}
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        rows = [index for example in examples for index in self._rows_of[id(example)]]
+        for batch, parts in self._batches(rows):
+            with self._resumed(batch, parts):
+                outputs = self._engine.outputs(batch, layers)
+            for layer, hidden in outputs.items():
+                found[layer] += [own[: len(row)] for own, row in zip(hidden, batch.rows, strict=True)]
+        return {layer: torch.cat(parts) for layer, parts in found.items()}
 
     def chunks(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Consecutive examples whose rows fit one pass."""

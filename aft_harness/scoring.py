@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from aft_harness import packing
 from aft_harness.packing import Batch, Row
-from aft_harness.steering import Steering, computed_up_to, hidden_size, resumed_after, text_config
+from aft_harness.steering import (
+    Steering,
+    computed_up_to,
+    hidden_size,
+    last_mlp,
+    narrowed,
+    recorded,
+    resumed_after,
+    text_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +251,14 @@ class Engine:
         self._output_size = len(output) if isinstance(output, tuple) else 0
         return output[0] if isinstance(output, tuple) else output
 
+    def outputs(self, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """Outputs of several layers, [rows, width, hidden], of one pass that ends at the highest of them."""
+        top = max(wanted)
+        with ExitStack() as recording:
+            lower = {layer: recording.enter_context(recorded(self.layers, layer)) for layer in wanted if layer != top}
+            highest = self.hidden(batch, top)
+        return {layer: highest if layer == top else lower[layer][0] for layer in wanted}
+
     def resumed(self, layer: int, hidden: Tensor) -> AbstractContextManager[None]:
         """In this context, passes start at the output of `layer`, which is `hidden` as the method `hidden` gave it."""
         rest = (None,) * (self._output_size - 1)
@@ -368,10 +385,13 @@ class Engine:
     def _logits(self, batch: Batch, keep: Tensor) -> Tensor:
         """Logits [n, vocabulary] at the n True positions of `keep` [rows, width], row by row."""
         keep = keep.to(self.device)
-        if self._keeps_logits:
-            logits: Tensor = self._forward(batch, logits_to_keep=keep).logits
-        else:
-            logits = self._forward(batch).logits
+        # Plain rows, which packed ones are checked against, run the last layer whole.
+        mlp = last_mlp(self.layers) if self.packed else None
+        with narrowed(mlp, keep) if mlp else nullcontext():
+            if self._keeps_logits:
+                logits: Tensor = self._forward(batch, logits_to_keep=keep).logits
+            else:
+                logits = self._forward(batch).logits
         return logits if logits.dim() == 2 else logits[keep.to(logits.device)]
 
     @cached_property

@@ -6,6 +6,7 @@ only place that hooks a model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -247,6 +248,51 @@ def resumed_after(layers: nn.ModuleList, layer: int, output: Any) -> Iterator[No
                 vars(module).pop("forward", None)
             else:
                 module.forward = forward
+
+
+def last_mlp(layers: nn.ModuleList) -> nn.Module | None:
+    """The last layer's MLP, where the layer calls one by that name and with the hidden state alone."""
+    module = getattr(layers[-1], "mlp", None)
+    if not isinstance(module, nn.Module):
+        return None
+    needed = [
+        parameter
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return module if len(needed) == 1 else None
+
+
+@contextmanager
+def narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
+    """In this block a module that treats each position by itself runs at some of them; at the others it returns zero.
+
+    Above the last layer's attention nothing is looked at but the positions whose logits are wanted.
+
+    Args:
+        module: Takes and returns [batch, positions, hidden]; one that returns anything else runs as ever.
+        keep: bool [batch, positions].
+    """
+    saved = vars(module).get("forward")
+    forward = module.forward
+
+    def narrow(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or hidden.shape[:-1] != keep.shape:
+            return forward(hidden, *args, **kwargs)
+        chosen = keep.to(hidden.device)
+        output = forward(hidden[chosen].unsqueeze(0))
+        if not isinstance(output, Tensor) or output.shape[:-1] != (1, int(chosen.sum())):
+            return forward(hidden)
+        return output.new_zeros(*hidden.shape[:-1], output.shape[-1]).index_put((chosen,), output[0])
+
+    try:
+        module.forward = narrow
+        yield
+    finally:
+        if saved is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = saved
 
 
 @torch.no_grad()

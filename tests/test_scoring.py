@@ -291,3 +291,19 @@ def test_joined_rows_do_not_see_each_other() -> None:
         original = next(part for part in rows if member in part.members)
         assert torch.equal(row.tokens[tail], original.tokens[original.tails[original.members.index(member)]])
     assert [len(part) for _, part in joined(rows, 4)] == [1, 1, 1]
+
+
+def test_the_last_mlp_runs_only_where_a_token_is_predicted(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    requests = made_requests()
+    layers = decoder_layers(model)
+    widest = {}
+    for index in (2, 3):
+
+        def note(module: Any, args: Any, output: torch.Tensor, index: int = index) -> None:
+            widest[index] = max(widest.get(index, 0), output[..., 0].numel())
+
+        layers[index].mlp.gate_proj.register_forward_hook(note)  # type: ignore[union-attr, operator]
+    found = engine(model).loglikelihoods(requests, 4096)[0]
+    assert_equal(found, [alone(model, request) for request in requests])
+    assert widest[3] <= sum(len(request.continuation) for request in requests) < widest[2]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from aft_harness.booster import Booster, mix
@@ -16,6 +16,8 @@ from aft_harness.steering import (
     check_layer,
     computed_up_to,
     decoder_layers,
+    last_mlp,
+    narrowed,
     recorded,
     resumed_after,
 )
@@ -255,3 +257,37 @@ def test_resuming_puts_back_an_instances_own_forward(tiny_model: Any) -> None:
     with pytest.raises(RuntimeError, match="boom"), resumed_after(layers, 1, TOKENS):
         raise RuntimeError("boom")
     assert layers[0].forward is own and "forward" not in vars(layers[1])
+
+
+def test_a_narrowed_module_runs_at_chosen_positions_only(tiny_model: Any) -> None:
+    layers = decoder_layers(tiny_model("llama"))
+    mlp = last_mlp(layers)
+    assert mlp is not None and mlp is layers[-1].mlp
+    hidden = torch.randn(2, 5, 32)
+    keep = torch.tensor([[True, False, False, True, False], [False, False, True, False, False]])
+    seen: list[int] = []
+    handle = layers[-1].mlp.gate_proj.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[-2]))
+    with torch.no_grad():
+        whole = mlp(hidden)
+        with narrowed(mlp, keep):
+            some = mlp(hidden)
+            elsewhere = mlp(hidden[:, :3])  # not the positions that are meant
+    handle.remove()
+    torch.testing.assert_close(some[keep], whole[keep])
+    torch.testing.assert_close(elsewhere, whole[:, :3])
+    assert not some[~keep].any() and seen == [5, 3, 3] and "forward" not in vars(mlp)
+
+
+def test_a_module_that_needs_more_than_the_hidden_state_is_left_alone(tiny_model: Any) -> None:
+    assert last_mlp(decoder_layers(tiny_model("bloom"))) is None  # takes the residual, too
+    assert last_mlp(decoder_layers(tiny_model("mamba"))) is None  # has none
+    router = nn.Linear(4, 4)
+
+    class Tuple(nn.Module):
+        def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            return router(hidden), hidden
+
+    module = Tuple()
+    hidden = torch.randn(1, 3, 4)
+    with narrowed(module, torch.tensor([[True, False, False]])):
+        torch.testing.assert_close(module(hidden)[0], router(hidden))
