@@ -56,9 +56,14 @@ print(min(sys.argv[1:], key=lambda path: Booster.load(path).provenance["after"][
 PYTHON
 )
 echo "$contextual, chosen on development documents"
-once "$out/seeds.csv" aft evaluate $on --docs 400:1188 --csv "$out/seeds.csv" --vector "$out/aft-0.safetensors" \
-    --vector "$out/aft-1.safetensors" --vector "$out/aft-2.safetensors" --vector "$contextual"
+once "$out/seeds.csv" aft evaluate $on --docs 400:1188 --csv "$out/seeds.csv" --output "$out/seeds" \
+    --vector "$out/aft-0.safetensors" --vector "$out/aft-1.safetensors" --vector "$out/aft-2.safetensors" \
+    --vector "$contextual"
 cp "$out/seeds.csv" "$tables/seeds.csv"
+# The contextual booster against the static one of the same seed, document by document.
+for metric in acc acc_norm; do
+    aft compare "$out/seeds/variant1" "$out/seeds/variant4" --task arc_easy --metric $metric
+done | tee "$tables/static-contextual.txt"
 
 # Is 1.0 the best strength?
 sweep strengths strengths $on $dev $test --vector "$out/aft-0.safetensors" --strengths 0.25,0.5,0.75,1,1.25,1.5,2,3
