@@ -22,7 +22,7 @@ from aft_harness.booster import Booster
 from aft_harness.errors import AftError, TaskError
 from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_manager
 from aft_harness.lm import SteeredHFLM
-from aft_harness.samples import bounds, by_document, comparable, compare_samples
+from aft_harness.samples import bounds, compared
 from aft_harness.score_store import Result, ScoreStore, key
 from aft_harness.scoring import Request
 from aft_harness.statistics import Paired
@@ -130,11 +130,8 @@ def evaluate(
 def paired(baseline: VariantResults, steered: VariantResults) -> Iterator[tuple[str, str, Paired]]:
     """Task, metric and comparison for every metric that is one number a document, of every task and filter."""
     for task, samples in baseline.results["samples"].items():
-        for name in dict.fromkeys(line["filter"] for line in samples):
-            before, after = (by_document(run, name) for run in (samples, steered.results["samples"][task]))
-            for metric in samples[0]["metrics"]:
-                if all(comparable(line[metric]) for line in (*before.values(), *after.values())):
-                    yield task, metric if name == "none" else f"{metric},{name}", compare_samples(before, after, metric)
+        for metric, name, found in compared(samples, steered.results["samples"][task]):
+            yield task, metric if name == "none" else f"{metric},{name}", found
 
 
 def _documents(tasks: Sequence[str], docs: str, include_path: Sequence[str]) -> dict[str, list[int]]:

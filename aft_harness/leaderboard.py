@@ -22,7 +22,7 @@ from filelock import FileLock
 from aft_harness.booster import write_atomically
 from aft_harness.errors import TaskError
 from aft_harness.report import layer_ranges
-from aft_harness.samples import by_document, comparable, compare_samples, mean_samples
+from aft_harness.samples import compared, mean_samples
 from aft_harness.statistics import Paired, holm
 
 TEXT = (
@@ -208,20 +208,14 @@ def _rows(
     run: Run, baseline: Run, task: str, samples: Sequence[Mapping[str, Any]], seed: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows of one steered run, or of several whose mean `samples` are, on one task."""
-    first = True
-    for name in dict.fromkeys(line["filter"] for line in samples):
-        before, after = by_document(baseline.samples[task], name), by_document(samples, name)
-        for metric in samples[0]["metrics"]:
-            if not all(comparable(line.get(metric)) for line in (*before.values(), *after.values())):
-                continue
-            try:
-                paired = compare_samples(before, after, metric, means=seed == POOLED)
-            except TaskError as error:
-                raise TaskError(f"{run.source} and {baseline.source}: {task}: {error}") from None
-            row = _row(run, task, metric, name, paired, seed)
-            # A task is judged by its first metric, a booster at the strength at which it was trained.
-            yield {**row, "p_holm": paired.p_value if first and row["strength"] == 1 else None}
-            first = False
+    try:
+        found = list(compared(baseline.samples[task], samples, means=seed == POOLED))
+    except TaskError as error:
+        raise TaskError(f"{run.source} and {baseline.source}: {task}: {error}") from None
+    for place, (metric, name, paired) in enumerate(found):
+        row = _row(run, task, metric, name, paired, seed)
+        # A task is judged by its first metric, a booster at the strength at which it was trained.
+        yield {**row, "p_holm": paired.p_value if place == 0 and row["strength"] == 1 else None}
 
 
 def _row(run: Run, task: str, metric: str, name: str, paired: Paired, seed: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +130,23 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
     if not all(comparable(line[metric]) for line in (*baseline.values(), *steered.values())):
         raise TaskError(f"metric {metric!r} is not one number a document; it cannot be compared document by document")
     return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys], means=means)
+
+
+def compared(
+    baseline: Sequence[Mapping[str, Any]], steered: Sequence[Mapping[str, Any]], *, means: bool = False
+) -> Iterator[tuple[str, str, Paired]]:
+    """Metric, filter and comparison for every metric of a task that is one number a document, the task's first first.
+
+    Args:
+        baseline: Lines of samples of one run.
+        steered: Those of the other.
+        means: See `compare_samples`.
+
+    Raises:
+        TaskError: See `compare_samples`.
+    """
+    for name in dict.fromkeys(line["filter"] for line in steered):
+        before, after = by_document(baseline, name), by_document(steered, name)
+        for metric in steered[0]["metrics"]:
+            if all(comparable(line.get(metric)) for line in (*before.values(), *after.values())):
+                yield metric, name, compare_samples(before, after, metric, means=means)
