@@ -26,6 +26,7 @@ import aft_harness
 from aft_harness import documents, references
 from aft_harness.booster import Booster, base_model_key
 from aft_harness.errors import AftError, CacheError, ModelError, ReferenceSyntaxError, TaskError
+from aft_harness.generation import TextsDone
 from aft_harness.identity import BaseModel, identify
 from aft_harness.scoring import Engine, OnScored, Request
 from aft_harness.steering import Steering, check_causal, decoder_layers
@@ -177,9 +178,23 @@ class SteeredHFLM(HFLM):
         with self._steering or nullcontext():
             return super()._model_call(*args, **kwargs)
 
-    def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._steering or nullcontext():
-            return super()._model_generate(*args, **kwargs)
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
+        """As `hf`, but a text ends where its own end has come, see `TextsDone`."""
+        # The rule of lm-eval: a temperature of 0 is greedy, and then transformers wants none.
+        if settings.setdefault("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True:
+            settings["do_sample"] = False
+            del settings["temperature"]
+        done = TextsDone(self.tokenizer, self.tok_decode, stop, context.shape[1])
+        model: Any = self.model
+        with self._steering or nullcontext(), self._autocast():
+            return model.generate(
+                input_ids=context,
+                max_length=max_length,
+                stopping_criteria=transformers.StoppingCriteriaList([done]),
+                pad_token_id=self.tokenizer.pad_token_id,
+                use_cache=True,
+                **settings,
+            )
 
     def _loglikelihood_tokens(
         self,
