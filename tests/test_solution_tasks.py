@@ -32,7 +32,7 @@ def forms() -> ModuleType:
 
 @pytest.fixture
 def lm(tiny_model: Any, tiny_tokenizer: Any) -> SteeredHFLM:
-    return SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tiny_tokenizer)
+    return SteeredHFLM(pretrained=tiny_model("llama", max_position_embeddings=2048), tokenizer=tiny_tokenizer)
 
 
 def test_a_solution_reads_as_a_reader_would_write_it(forms: ModuleType) -> None:
