@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from aft_harness import documents
 from aft_harness.errors import AftError, TaskError
 from aft_harness.recipe import ChoiceNorm
+from aft_harness.samples import bounds
 from aft_harness.scoring import Request
 
 FEWSHOT_SEED = 1234
@@ -165,6 +166,21 @@ def load_tasks(
         members = [TaskSelection(**{**vars(selection), "name": name}) for name in tasks]
         loaded += zip(members, tasks.values(), strict=True)
     return loaded
+
+
+def evaluated(
+    task: Any, docs: str | None = None, limit: int | None = None
+) -> Iterator[tuple[Mapping[str, Any], set[str]]]:
+    """The documents that a task evaluates, each with every hash that it could have been recorded under.
+
+    Args:
+        task: The task object of lm-eval.
+        docs: Those of a slice `a:b`.
+        limit: So many of them.
+    """
+    start, stop = bounds(docs) if docs else (0, None)
+    for doc in list(task.eval_docs)[start:stop][:limit]:
+        yield doc, documents.possible_hashes(doc, str(task.doc_to_text(doc)))
 
 
 def task_manager(names: Sequence[str], include_path: Sequence[str] = ()) -> Any:

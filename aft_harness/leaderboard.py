@@ -139,7 +139,7 @@ def add(path: Path, new: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
     """
     with FileLock(path.with_name(f".{path.name}.lock")):
         known = load(path).to_dict("records") if path.exists() else []
-        table: dict[tuple[Any, ...], Mapping[str, Any]] = {_key(row): row for row in map(_named, known)}
+        table: dict[tuple[str, ...], Mapping[str, Any]] = {_key(row): row for row in map(_named, known)}
         added = replaced = 0
         for row in new:
             key = _key(row)
@@ -264,7 +264,7 @@ def booster_name(told: Mapping[str, Any]) -> str:
 def _alike(run: Run) -> tuple[Any, ...]:
     """What boosters that are pooled have in common: all but their seed."""
     told = run.told
-    same = ("method", "objective", "trained_on", "trained_n", "layers", "strength", "booster_parameters", "recipe")
+    same = ("method", "objective", "trained_on", "trained_n", "layers", "strength", "booster_parameters")
     return (told["base_model"]["fingerprint"], *(json.dumps(told.get(key)) for key in same))
 
 
@@ -283,10 +283,10 @@ def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(column): value for column, value in row.items()}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What a row is about. One that pools seeds is about the same thing whatever the seeds."""
-    which = "" if row["seed"] == POOLED else row["booster_sha256"]
-    return (*(str(row[column]) for column in _WHAT), str(row["seed"]), which)
+    which = "" if row["seed"] == POOLED else str(row["booster_sha256"])
+    return (*_subject(row), str(row["seed"]), which)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -300,7 +300,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _corrected(table: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows in their order, with `p_holm` of every family."""
-    ordered = [dict(row) for row in sorted(table, key=_order)]
+    ordered = [dict(row) for row in sorted(table, key=_key)]
     pooled = {_subject(row) for row in ordered if row["seed"] == POOLED}
     families: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in ordered:
@@ -316,10 +316,6 @@ def _corrected(table: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _subject(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[column]) for column in _WHAT)
-
-
-def _order(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*_subject(row), str(row["seed"]), str(row["booster_sha256"]))
 
 
 def _text(table: Sequence[Mapping[str, Any]]) -> str:

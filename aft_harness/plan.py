@@ -41,6 +41,10 @@ class Evaluation:
     limit: int | None = None
     seeds: tuple[int, ...] | None = None
 
+    def takes(self, seed: int) -> bool:
+        """Whether boosters of a seed are evaluated."""
+        return self.seeds is None or seed in self.seeds
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -15,13 +15,12 @@ from typing import Any
 from aft_harness import documents, evaluation, plots, report, training
 from aft_harness.answers import OnProgress, answers
 from aft_harness.booster import Booster
-from aft_harness.errors import BoosterError, TaskError, TrainingError
+from aft_harness.errors import TaskError, TrainingError
 from aft_harness.evaluation import Variant
-from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks
+from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, evaluated, load_tasks
 from aft_harness.lesson import Score
 from aft_harness.lm import SteeredHFLM
 from aft_harness.recipe import ChoiceNorm, Settings
-from aft_harness.samples import bounds
 from aft_harness.score_store import ScoreStore
 from aft_harness.statistics import Paired
 from aft_harness.steering import check_layer
@@ -145,7 +144,7 @@ def layers(
     for done, layer in enumerate(candidates):
         path = folder / f"layer-{layer:02d}.safetensors"
         own = replace(settings, layers=(layer,))
-        booster = _trained_before(path, training.training_identity(lm, tasks, own))
+        booster = training.trained_before(path, training.training_identity(lm, tasks, own))
         if booster is None:
 
             def told(progress: Progress, done: int = done) -> None:
@@ -167,24 +166,12 @@ def refuse_overlap(test: Test, examples: Sequence[Example]) -> None:
     """
     known = {example.document for example in examples}
     for selection, task in load_tasks([TaskSelection(name) for name in test.tasks], test.prompting.include_path):
-        docs = list(task.eval_docs)
-        if test.docs:
-            start, stop = bounds(test.docs)
-            docs = docs[start:stop]
-        asked = [documents.possible_hashes(doc, str(task.doc_to_text(doc))) for doc in docs[: test.limit]]
+        asked = [hashes for _, hashes in evaluated(task, test.docs, test.limit)]
         if shared := sum(not known.isdisjoint(hashes) for hashes in asked):
             raise TaskError(
                 f"{shared} of {len(asked)} test documents of {selection.name} are among the training or development "
                 "documents: report on others with --test-docs A:B"
             )
-
-
-def _trained_before(path: Path, identity: str) -> Booster | None:
-    try:
-        booster = Booster.load(path)
-    except BoosterError:
-        return None
-    return booster if booster.provenance.get("training_sha256") == identity else None
 
 
 def measured(

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from aft_harness import optimiser, steering
 from aft_harness.booster import Booster
-from aft_harness.errors import TrainingError
+from aft_harness.errors import BoosterError, TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples
 from aft_harness.injections import ContextualInjection, Injection, StaticInjection
 from aft_harness.lesson import Lesson, Score
@@ -204,6 +205,15 @@ def training_identity(lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: 
                 digest.update(json.dumps((told, tokens)).encode())
             digest.update(b"|")
     return digest.hexdigest()
+
+
+def trained_before(path: Path, identity: str) -> Booster | None:
+    """The booster in a file, where it came from the very training that `identity` is of, see `training_identity`."""
+    try:
+        booster = Booster.load(path)
+    except BoosterError:
+        return None
+    return booster if booster.provenance.get("training_sha256") == identity else None
 
 
 def _fresh(lm: SteeredHFLM, settings: Settings, layer: int) -> Injection:

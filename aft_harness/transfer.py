@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import aft_harness
-from aft_harness import documents, evaluation, leaderboard, packing, training
+from aft_harness import evaluation, leaderboard, packing, training
 from aft_harness.answers import OnProgress
 from aft_harness.booster import Booster, write_atomically
-from aft_harness.errors import BoosterError, TaskError
+from aft_harness.errors import TaskError
 from aft_harness.evaluation import Variant
-from aft_harness.examples import Example, TaskExamples, TaskSelection, load_tasks, task_examples
+from aft_harness.examples import Example, TaskExamples, TaskSelection, evaluated, load_tasks, task_examples
 from aft_harness.lm import SteeredHFLM
 from aft_harness.plan import Evaluation, Plan
 from aft_harness.recipe import Settings
@@ -52,11 +52,7 @@ class Training:
 
     def made(self, folder: Path) -> Booster | None:
         """The booster, where it is made already."""
-        try:
-            booster = Booster.load(self.path(folder))
-        except BoosterError:
-            return None
-        return booster if booster.provenance.get("training_sha256") == self.identity else None
+        return training.trained_before(self.path(folder), self.identity)
 
 
 def trainings(lm: SteeredHFLM, plan: Plan) -> list[Training]:
@@ -124,7 +120,7 @@ def evaluate(
 
 def wanted(task: Evaluation, made: Sequence[tuple[Training, Booster]]) -> list[Booster]:
     """The boosters that an evaluation is about."""
-    return [booster for one, booster in made if task.seeds is None or one.settings.seed in task.seeds]
+    return [booster for one, booster in made if task.takes(one.settings.seed)]
 
 
 def _result(lm: SteeredHFLM, task: Evaluation, boosters: Sequence[Booster], plan: Plan, folder: Path) -> Path:
@@ -137,16 +133,10 @@ def _asked(plan: Plan) -> frozenset[str]:
     return frozenset(
         digest
         for task in plan.evaluations
-        for doc, text in _documents(task, plan)
-        for digest in documents.possible_hashes(doc, text)
+        for _, loaded in load_tasks([TaskSelection(task.task)], plan.prompting.include_path)
+        for _, hashes in evaluated(loaded, task.docs, task.limit)
+        for digest in hashes
     )
-
-
-def _documents(task: Evaluation, plan: Plan) -> Iterator[tuple[Mapping[str, Any], str]]:
-    for _, loaded in load_tasks([TaskSelection(task.task)], plan.prompting.include_path):
-        start, stop = bounds(task.docs) if task.docs else (0, task.limit)
-        for doc in list(loaded.eval_docs)[start:stop]:
-            yield doc, str(loaded.doc_to_text(doc))
 
 
 def _apart(task: TaskExamples, asked: frozenset[str]) -> TaskExamples:
@@ -167,7 +157,7 @@ def _identity(lm: SteeredHFLM, task: Evaluation, boosters: Sequence[Booster], pl
         "evaluation": asdict(task),
         "prompting": {**asdict(plan.prompting), "include_path": None},
         "config": [one.dump_config() for _, one in loaded],
-        "documents": [doc for doc, _ in _documents(task, plan)],
+        "documents": [doc for _, one in loaded for doc, _ in evaluated(one, task.docs, task.limit)],
         "versions": {**training.versions(), "aft-harness": aft_harness.__version__},
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
@@ -192,7 +182,7 @@ def estimates(lm: SteeredHFLM, plan: Plan, folder: Path) -> Iterator[tuple[str, 
         passes += watched * (1 - upper + upper * (one.settings.epochs + 1))
         yield f"train {one.name}, seed {one.settings.seed}", None if booster else second * passes
     for task in plan.evaluations:
-        these = [(one, booster) for one, booster in made if task.seeds is None or one.settings.seed in task.seeds]
+        these = [(one, booster) for one, booster in made if task.takes(one.settings.seed)]
         boosters = [booster for _, booster in these if booster]
         done = len(boosters) == len(these) and _result(lm, task, boosters, plan, folder).is_file()
         uppers = [1 - lowest[one.identity] / count for one, _ in these]

@@ -4,7 +4,7 @@
 #     sh scripts/experiments.sh FOLDER
 #
 # Boosters learn from ARC-Easy's training split, of which 90 documents are set aside to choose by; results are on test
-# rows 400-1187 (rows 0-399 were looked at while the tool was made). Hours on two CPU cores. What is done is
+# rows 400-1187 (rows 0-399 were looked at while the tool was made). An hour and a half on two CPU cores. What is done is
 # kept in FOLDER, and the same command goes on from there; the tables go to leaderboards/experiments.
 set -eu
 

@@ -75,14 +75,14 @@ def evaluate(
                 lm, variants, names, formatted, limit=limit, docs=docs, output=output, store=store, on_progress=update
             )
     rows = []
-    compared = {task for task, _, _ in evaluation.paired(baseline, steered[0])}
-    if silent := sorted(set(baseline.results["samples"]) - compared):
+    tests = [list(evaluation.paired(baseline, results)) for results in steered]
+    if silent := sorted(set(baseline.results["samples"]) - {task for task, _, _ in tests[0]}):
         click.echo(f"not compared, for want of a metric that is one number a document: {', '.join(silent)}", err=True)
-    for vector, results in zip(vectors, steered, strict=True):
+    for vector, results, tested in zip(vectors, steered, tests, strict=True):
         click.echo(vector)
         variant = results.variant
         assert variant.booster is not None
-        for task, metric, paired in evaluation.paired(baseline, results):
+        for task, metric, paired in tested:
             click.echo(f"  {task} {metric}: {report.said(paired)}")
             told = (lm.base_model.name, references.label(vector), variant.booster, variant.strength)
             rows.append(report.row(*told, task, metric, paired))
