@@ -27,6 +27,9 @@ TOKENS_PER_PASS = 4096
 ROW_WIDTH = 256
 """Columns that examples of one batch are joined to; wider rows waste attention, narrower ones waste padding."""
 
+MOST_PADDING = {"cpu": 64, "accelerator": 4096}
+"""Padding columns that cost about what another pass does: it starts thousands of operations on a few tokens."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -68,6 +71,7 @@ class Lesson:
         *,
         objective: Objective | None = None,
         choice_norm: ChoiceNorm = "none",
+        temperature: float = 1.0,
     ) -> None:
         """Settles the objective of each task and lays the examples out.
 
@@ -79,12 +83,14 @@ class Lesson:
             objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
             choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is
                 what lm-eval's `acc_norm` ranks by.
+            temperature: And after that: a softmax over sums of many tokens is all but certain, and its loss is
+                mostly that of the few questions which are hopelessly wrong.
 
         Raises:
             TrainingError: The `choice` objective is asked for a task without choices.
         """
         self._engine, self._lowest, self._store = engine, lowest, store
-        self._objective, self._choice_norm = objective, choice_norm
+        self._objective, self._choice_norm, self._temperature = objective, choice_norm, temperature
         for task in tasks:
             if objective in ("choice", "both") and task.kind != "choice":
                 raise TrainingError(f"--objective {objective}: task {task.task} has no choices; use --objective answer")
@@ -154,7 +160,7 @@ class Lesson:
                 losses.append(answer)
                 right.append(None)
                 continue
-            loss, best_is_right = graded(example, part, self._choice_norm)
+            loss, best_is_right = graded(example, part / self._temperature, self._choice_norm)
             losses.append(loss + answer if objective == "both" else loss)
             right.append(best_is_right)
         return torch.stack(losses), right
@@ -220,7 +226,8 @@ class Lesson:
         width = self._width if self._engine.packed else 1
         groups = joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
-        for batch in packing.batches([row for row, _ in groups], TOKENS_PER_PASS):
+        most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
+        for batch in packing.batches([row for row, _ in groups], TOKENS_PER_PASS, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 
     def _resumed(self, batch: Batch, parts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:

@@ -31,17 +31,23 @@ def adam(injections: Mapping[int, Injection], lr: float, scales: Mapping[int, fl
     """Adam over the tensors of injections.
 
     Adam's steps have about the size of its rate, whatever the gradient. A residual stream may be a hundred times larger
-    at the top of a model than at its bottom, so that one rate is too fast here and too slow there.
+    at the top of a model than at its bottom, so that one rate is too fast here and too slow there; and the deltas of
+    many layers add up, so that each of them must move less.
 
     Args:
         injections: By layer; their tensors require gradients.
         lr: Learning rate.
-        scales: By layer, what the rate is multiplied by for the tensors in which the delta is linear; None means 1.
+        scales: By layer, typical size of one number of the residual stream; a rate of 1 then moves all deltas together
+            by about that. None takes the rate as it is.
     """
     groups = []
     for layer, injection in injections.items():
         for name, tensor in injection.tensors.items():
-            scale = scales[layer] if scales and name in injection.linear else 1.0
+            scale = 1.0
+            if scales:
+                # What the delta is not linear in reads a normalised hidden state: its weights start at this size.
+                size = scales[layer] if name in injection.linear else injection.hidden_size**-0.5
+                scale = size / len(injections)
             groups.append({"params": [tensor], "lr": lr * scale})
     return Adam(groups)
 

@@ -144,19 +144,20 @@ def stats(rows: Sequence[Row]) -> tuple[int, int]:
     return laid, requested
 
 
-def batches(rows: Sequence[Row], max_tokens: int) -> list[Batch]:
+def batches(rows: Sequence[Row], max_tokens: int, most_padding: int | None = None) -> list[Batch]:
     """Put rows of similar width together, the widest first so that running out of memory shows at once.
 
     Args:
         rows: rows from `pack`, on one device.
         max_tokens: most columns of a batch, padding included; a row wider than this is a batch of its own.
+        most_padding: most padding columns of a batch: what is worth another pass. None sets no bound.
 
     Returns:
         Batches which together hold every row exactly once. No row is less than half as wide as its batch.
     """
     by_width = sorted(rows, key=len, reverse=True)
     ordered = iter(by_width)
-    groups = _grouped([len(row) for row in by_width], max_tokens)
+    groups = _grouped([len(row) for row in by_width], max_tokens, most_padding)
     return [_pad([next(ordered) for _ in group]) for group in groups]
 
 
@@ -340,17 +341,36 @@ def _lay(leaves: Sequence[_Leaf], tails: Sequence[int]) -> Row:
     )
 
 
-def _grouped(widths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _grouped(widths: Sequence[int], max_tokens: int, most_padding: int | None = None) -> list[list[int]]:
     """Group widths, in descending order, into batches."""
     groups: list[list[int]] = []
+    padding = 0
     for width in sorted(widths, reverse=True):
         widest = groups[-1][0] if groups else 0
+        padding += widest - width
         # A row that would be mostly padding starts a batch: one more forward costs less than the padding.
-        if groups and (len(groups[-1]) + 1) * widest <= max_tokens and 2 * width >= widest:
+        fits = 2 * width >= widest and (most_padding is None or padding <= most_padding)
+        if groups and (len(groups[-1]) + 1) * widest <= max_tokens and fits:
             groups[-1].append(width)
         else:
             groups.append([width])
+            padding = 0
     return groups
+
+
+def fitted(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Distribute rows over few wider ones, by best fit decreasing.
+
+    Args:
+        widths: columns of each row.
+        width: most columns of a wider row, unless a single row has more.
+
+    Returns:
+        For each wider row, the indices of the rows that it is made of, ascending.
+    """
+    return [
+        sorted(piece.leaves) for piece in _fit([_Piece(size, [index]) for index, size in enumerate(widths)], 0, width)
+    ]
 
 
 def _pad(rows: Sequence[Row]) -> Batch:

@@ -69,8 +69,12 @@ class Plan:
     prompting: Prompting
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
+    def read(cls, path: Path, models: Sequence[Mapping[str, Any]] = ()) -> Plan:
         """The plan of a YAML file; relative paths in it are relative to its folder.
+
+        Args:
+            path: The file.
+            models: Replace those of the file.
 
         Raises:
             TaskError: It cannot be read, or is no plan.
@@ -83,7 +87,7 @@ class Plan:
             raise TaskError(f"{path}: is no plan: it has to name models, train and evaluate")
         included = [str(path.parent / folder) for folder in told.get("include_path", [])]
         try:
-            return cls.of({**told, "include_path": included})
+            return cls.of({**told, "include_path": included, **({"models": list(models)} if models else {})})
         except AftError as error:
             raise TaskError(f"{path}: {error}") from None
 

@@ -11,6 +11,9 @@ from typing import Literal, get_args
 
 from aft_harness.errors import TrainingError
 
+TRAINING_DOCUMENTS = 600
+"""Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
+
 Kind = Literal["static", "contextual"]
 """Of an injection: a vector, or a small MLP of the hidden state."""
 
@@ -28,7 +31,7 @@ ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
 """What the loglikelihood of a choice is divided by; `characters` is what lm-eval's `acc_norm` ranks by."""
 
 RateUnit = Literal["absolute", "residual"]
-"""Of the learning rate: `residual` counts a layer's deltas in units of what its residual stream holds."""
+"""Of the learning rate: `residual` counts deltas in the size of the layer's residual stream, shared by all layers."""
 
 Schedule = Literal["constant", "linear"]
 """`linear` falls from the learning rate to nothing over the whole training."""
@@ -46,6 +49,7 @@ class Settings:
         input_norm: What it makes of the hidden state first.
         objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
         choice_norm: How choices are ranked.
+        temperature: Of the softmax over choices: what their loglikelihoods are divided by in training.
         epochs: Passes over the training examples.
         lr: Learning rate of Adam.
         rate_unit: What a rate of 1 is.
@@ -62,6 +66,7 @@ class Settings:
     input_norm: InputNorm = "rms"
     objective: Objective | None = None
     choice_norm: ChoiceNorm = "none"
+    temperature: float = 1.0
     epochs: int = 5
     lr: float = 1e-2
     rate_unit: RateUnit = "absolute"
@@ -76,6 +81,8 @@ class Settings:
             raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainingError(f"--lr {self.lr} must be a positive number")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise TrainingError(f"--temperature {self.temperature} must be a positive number")
         for name, values in _NAMED.items():
             if (value := getattr(self, name)) not in values:
                 raise TrainingError(f"{name} {value!r} is not one of {', '.join(map(str, values))}")
@@ -92,7 +99,9 @@ _NAMED = {
 }
 
 RECIPES = {
-    "default": Settings(),
+    "default": Settings(
+        layers="all", rate_unit="residual", lr=0.03, schedule="linear", epochs=3, batch_size=8, temperature=10.0
+    ),
     "original": Settings(objective="answer", batch_size=4),
 }
-"""`original` is as Activation Fine-Tuning was first published."""
+"""What `default` rests on is told in docs/log.md; `original` is as Activation Fine-Tuning was first published."""

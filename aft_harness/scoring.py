@@ -516,15 +516,7 @@ def joined(rows: Sequence[Row], width: int) -> list[tuple[Row, tuple[int, ...]]]
         Each new row with the indices of the rows it is made of, in order, so that what is stored by row can be joined
         the same way.
     """
-    groups: list[list[int]] = []
-    size = 0
-    for index, row in enumerate(rows):
-        if groups and size + len(row) <= width:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-            size = 0
-        size += len(row)
+    groups = packing.fitted([len(row) for row in rows], width)
     return [(_concatenated([rows[index] for index in group]), tuple(group)) for group in groups]
 
 

@@ -38,6 +38,9 @@ from aft_harness.steering import check_layer
 CACHE_LIMIT = 2 * 2**30
 """Bytes of hidden states that stay in memory."""
 
+WATCHED = 100
+"""Training examples that are scored before and after where there are no development examples."""
+
 RESIDUAL_EXAMPLES = 16
 """Training examples on which the size of the residual stream is measured."""
 
@@ -113,7 +116,7 @@ def train(
     chosen = chosen_layers(settings.layers, len(layers))
     train_set = [example for task in tasks for example in task.train]
     dev_set = [example for task in tasks for example in task.development]
-    watched: Sequence[Example] = dev_set or train_set
+    watched: Sequence[Example] = dev_set or train_set[:WATCHED]
     injections = {layer: _fresh(lm, settings, layer) for layer in chosen}
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []
@@ -122,7 +125,13 @@ def train(
     with StateStore(cache_limit) as store, _frozen(lm.model), lm.engine.differentiated():
         with clock("caching"):
             lesson = Lesson(
-                lm.engine, tasks, chosen[0], store, objective=settings.objective, choice_norm=settings.choice_norm
+                lm.engine,
+                tasks,
+                chosen[0],
+                store,
+                objective=settings.objective,
+                choice_norm=settings.choice_norm,
+                temperature=settings.temperature,
             )
             lesson.prepare(lambda done, total: on_progress(Progress(0, steps, 0, math.nan, f"caching {done}/{total}")))
         with clock("scoring"):
@@ -135,7 +144,7 @@ def train(
         with steering.training_injections(layers, injections):
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
-                    epoch_losses.append(_epoch(lesson, train_set, settings, injections, pace, epoch, on_progress))
+                    epoch_losses.append(run_epoch(lesson, train_set, settings, injections, pace, epoch, on_progress))
                 with clock("scoring"):
                     score = lesson.score(dev_set) if dev_set else None
                 # Without development documents there is nothing to choose by: the last epoch is kept.
@@ -230,7 +239,7 @@ def _fresh(lm: SteeredHFLM, settings: Settings, layer: int) -> Injection:
     )
 
 
-def _epoch(
+def run_epoch(
     lesson: Lesson,
     examples: Sequence[Example],
     settings: Settings,
@@ -239,7 +248,23 @@ def _epoch(
     epoch: int,
     on_progress: Callable[[Progress], None],
 ) -> float:
-    """One pass over the examples in a seeded order; returns the mean loss as it ran."""
+    """One pass over the examples in a seeded order, with a step of the optimiser after each batch.
+
+    Args:
+        lesson: The objective.
+        examples: What to learn from.
+        settings: Batch size and seed are used.
+        injections: What is trained, so that gradients that are not finite are found.
+        pace: The schedule of the optimiser that steps.
+        epoch: Which pass this is, from 1.
+        on_progress: Called after each step.
+
+    Returns:
+        The mean loss as it ran.
+
+    Raises:
+        TrainingError: The loss or a gradient is not finite.
+    """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
     steps = math.ceil(len(examples) / settings.batch_size)
     total = weight_seen = 0.0

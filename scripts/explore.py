@@ -6,16 +6,18 @@ What the defaults of `aft-train` rest on: docs/log.md tells what was tried, this
 
 A study is a YAML file: `task`, `limit` (training documents), `dev_docs` (carved from the same rows) or `development`
 (rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`) and `runs` (a name, and
-the fields that differ; `limit` may differ too). No test document is touched. Runs that the table holds are not
+the fields that differ; `limit` may differ too). No test document is touched, and development documents are
+measured once, after the last epoch. Runs that the table holds are not
 repeated: they are known by everything that a training depends on, not by name.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
@@ -59,6 +61,9 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
     """A row for each run that the table does not hold."""
     from aft_harness import training
 
+    if not len(table):
+        task = examples_of(study, 1, lm)
+        yield {"task": study["task"], "run": "unchanged model", **_measured(lm, task.development, None)}
     for run in study["runs"]:
         settings = settings_of(study, run)
         task = examples_of(study, int(run.get("limit", study["limit"])), lm)
@@ -66,7 +71,7 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
         if len(table) and identity in set(table["training_sha256"]):
             continue
         click.echo(f"{run['name']} ...", err=True)
-        done = training.train(lm, [task], settings)
+        done = training.train(lm, [replace(task, development=[])], settings)
         told = {name: value for name, value in asdict(settings).items() if name != "split_seed"}
         yield {
             "task": study["task"],
@@ -75,18 +80,25 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
             "objective": done.booster.provenance["objective"],
             "layers": settings.layers if settings.layers == "all" else " ".join(map(str, done.booster.layers)),
             "n_train": len(task.train),
-            "development_n": done.after.n,
-            "accuracy_before": done.before.accuracy,
-            "accuracy_after": done.after.accuracy,
-            "loss_before": done.before.loss,
-            "loss_after": done.after.loss,
-            "kept_epoch": done.kept_epoch,
+            **_measured(lm, task.development, done.booster),
             "epoch_losses": " ".join(f"{loss:.4f}" for loss in done.epoch_losses),
             "relative_norm": max(done.relative_norm.values()),
             "parameters": done.booster.parameters,
             "seconds": round(done.seconds, 1),
             "training_sha256": identity,
         }
+
+
+def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float]:
+    """What is compared: accuracy by sum and by length-normalised sum, and the loss of either."""
+    from aft_harness.answers import answers
+
+    found: dict[str, float] = {"development_n": len(examples)}
+    for suffix, norm in (("", "none"), ("_norm", "characters")):
+        (own,) = answers(lm, examples, [lm.steering_for(booster)], norm)
+        found[f"acc{suffix}"] = mean(bool(one.right) for one in own)
+        found[f"loss{suffix}"] = mean(one.loss for one in own)
+    return found
 
 
 @click.command()
@@ -111,10 +123,10 @@ def main(study: Path, model: str | None, dtype: str, output: Path) -> None:
             for row in trained(lm, yaml.safe_load(study.read_text(encoding="utf-8")), table):
                 table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
                 write_atomically(output, table.to_csv(index=False).encode())
+                trained_for = f"{row['relative_norm']:.1%}, {row['seconds']:.0f} s" if "seconds" in row else ""
                 click.echo(
-                    f"{row['run']}: loss {row['loss_before']:.4f} -> {row['loss_after']:.4f}, accuracy "
-                    f"{row['accuracy_before']} -> {row['accuracy_after']}, epoch {row['kept_epoch']}, "
-                    f"{row['relative_norm']:.1%}, {row['seconds']:.0f} s"
+                    f"{row['run']}: acc {row['acc']:.1%}, acc_norm {row['acc_norm']:.1%}, loss {row['loss']:.4f}, "
+                    f"{row['loss_norm']:.4f}, {trained_for}"
                 )
     except AftError as error:
         raise click.ClickException(str(error)) from None

@@ -14,13 +14,20 @@ def test_a_massive_first_token_does_not_set_the_scale() -> None:
     assert residual_scale(hidden.bfloat16()) == pytest.approx(3.0)
 
 
-def test_only_what_the_delta_is_linear_in_is_scaled() -> None:
+def test_rates_count_in_the_size_of_each_layer_and_are_shared_by_the_layers() -> None:
     injections = {2: StaticInjection.fresh(4), 5: ContextualInjection.fresh(4, rank=2, seed=0)}
     groups = adam(injections, 0.1, {2: 3.0, 5: 7.0}).param_groups
     rates = {id(group["params"][0]): group["lr"] for group in groups}
-    assert rates[id(injections[2].vector)] == pytest.approx(0.3)
-    expected = {"down.weight": 0.1, "down.bias": 0.1, "up.weight": 0.7, "up.bias": 0.7}
+    assert rates[id(injections[2].vector)] == pytest.approx(0.1 * 3 / 2)
+    # What the delta is not linear in counts in the size of weights over a normalised state of 4 numbers.
+    down, up = 0.1 * 0.5 / 2, 0.1 * 7 / 2
+    expected = {"down.weight": down, "down.bias": down, "up.weight": up, "up.bias": up}
     assert {name: rates[id(tensor)] for name, tensor in injections[5].tensors.items()} == pytest.approx(expected)
+
+
+def test_absolute_rates_are_the_same_everywhere() -> None:
+    injections = {2: StaticInjection.fresh(4), 5: ContextualInjection.fresh(4, rank=2, seed=0)}
+    assert {group["lr"] for group in adam(injections, 0.1).param_groups} == {0.1}
 
 
 def test_the_linear_schedule_falls_to_nothing() -> None:

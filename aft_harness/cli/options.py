@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from aft_harness.errors import ModelError, TaskError, TrainingError
-from aft_harness.recipe import RECIPES, ChoiceNorm, Kind, Objective, RateUnit, Schedule, Settings
+from aft_harness.recipe import RECIPES, TRAINING_DOCUMENTS, ChoiceNorm, Kind, Objective, RateUnit, Schedule, Settings
 
 if TYPE_CHECKING:
     from aft_harness.examples import Prompting, TaskExamples, TaskSelection
@@ -80,7 +80,9 @@ _TASKS = click.option("--tasks", required=True, metavar="T,...", help="lm-eval t
 _TRAIN_DOCS = click.option(
     "--train-docs", multiple=True, metavar="[T=]SPLIT[a:b]", help="Rows to draw from.  [default: training split]"
 )
-_LIMIT = click.option("--limit", multiple=True, metavar="[T=]N", help="Training documents per task.  [default: all]")
+_LIMIT = click.option(
+    "--limit", multiple=True, metavar="[T=]N|all", help=f"Training documents per task.  [default: {TRAINING_DOCUMENTS}]"
+)
 _DEV_DOCS = click.option(
     "--dev-docs", multiple=True, metavar="[T=]N", help="Development documents per task, which choices are made by."
 )
@@ -141,6 +143,11 @@ training_options = _collected(
             type=_one_of(ChoiceNorm),
             help="Divide a choice's loglikelihood by its length; characters = acc_norm." + _default("choice_norm"),
         ),
+        "temperature": click.option(
+            "--temperature",
+            type=click.FloatRange(min=0, min_open=True),
+            help=f"Divide loglikelihoods by it before the softmax over choices.{_default('temperature')}",
+        ),
         "epochs": click.option("--epochs", type=click.IntRange(min=1), help=f"Passes.{_default('epochs')}"),
         "lr": click.option(
             "--lr", type=click.FloatRange(min=0, min_open=True), help=f"Adam's learning rate.{_default('lr')}"
@@ -148,7 +155,7 @@ training_options = _collected(
         "rate_unit": click.option(
             "--rate-unit",
             type=_one_of(RateUnit),
-            help=f"residual = the rate counts in sizes of the layer's residual stream.{_default('rate_unit')}",
+            help=f"residual = in sizes of the residual stream, shared by the layers.{_default('rate_unit')}",
         ),
         "schedule": click.option(
             "--schedule", type=_one_of(Schedule), help=f"linear = the rate falls to nothing.{_default('schedule')}"
@@ -252,14 +259,14 @@ def selections(
     from aft_harness.examples import TaskSelection
 
     names = task_names(tasks)
-    limits = _per_task("--limit", limit, names, _count)
+    limits = _per_task("--limit", limit, names, lambda text: None if text == "all" else _count(text))
     weights = _per_task("--weight", weight, names, _positive)
     rows = _per_task("--train-docs", train_docs, names, str)
     development = _per_task("--dev-docs", dev_docs, names, _count)
     return [
         TaskSelection(
             name,
-            limits.get(name),
+            limits.get(name, TRAINING_DOCUMENTS),
             weights.get(name, 1.0),
             rows.get(name),
             development.get(name, 0),

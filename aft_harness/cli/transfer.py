@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @main.command("transfer", context_settings=CONTEXT)
 @click.argument("plan", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--model", "models", multiple=True, help="Hub id or folder, where there is no plan; may be repeated.")
+@click.option("--model", "models", multiple=True, help="Hub id or folder, instead of the plan's; may be repeated.")
 @click.option("--dtype", default="auto", show_default=True, help="Of those models' weights.")
 @click.option("--train", "sources", multiple=True, metavar="T[+T...]", help="Tasks of one booster; may be repeated.")
 @click.option("--evaluate", "tasks", multiple=True, metavar="T[=A:B]", help="A task to evaluate on; may be repeated.")
@@ -67,7 +67,9 @@ def transfer(
 
         for path in heat_maps:
             plots.check_format(path)
-        study = Plan.read(plan) if plan else _from_options(**options)
+        dtype = options.pop("dtype")
+        models = [{"pretrained": model, "dtype": dtype, "batch_size": 16} for model in options.pop("models")]
+        study = Plan.read(plan, models) if plan else _from_options(models=models, **options)
         for arguments in study.models:
             lm = SteeredHFLM(**arguments)
             if dry_run:
@@ -122,8 +124,7 @@ def _minutes(seconds: float) -> str:
 
 def _from_options(
     *,
-    models: tuple[str, ...],
-    dtype: str,
+    models: list[dict[str, Any]],
     sources: tuple[str, ...],
     tasks: tuple[str, ...],
     layers: tuple[str, ...],
@@ -150,7 +151,7 @@ def _from_options(
         raise TaskError(f"--seeds {seeds} or --layers {' '.join(layers)}: expected whole numbers") from None
     return Plan.of(
         {
-            "models": [{"pretrained": model, "dtype": dtype} for model in models],
+            "models": models,
             "train": {source: {task: how for task in source.split("+")} for source in sources},
             "evaluate": {
                 task: {"docs": docs} if docs else {} for task, _, docs in (one.partition("=") for one in tasks)

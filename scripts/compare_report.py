@@ -1,0 +1,195 @@
+"""Tables and plots of scripts/compare.py, from the cells that it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aft_harness.booster import write_atomically
+from aft_harness.statistics import Paired, compare
+
+TITLES = {"arc_easy": "ARC-Easy", "gsm8k_easy": "GSM8K-Easy", "hellaswag": "HellaSwag"}
+
+
+def cells(folder: Path) -> list[dict[str, Any]]:
+    """What every finished cell tells."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
+
+
+def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for each method, learned task, exam and metric; seeds are pooled, documents are the unit."""
+    (zero,) = (one for one in found if one["method"] == "zero-shot")
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for one in found:
+        groups[one["method"], one["task"]].append(one)
+    for (method, task), runs in groups.items():
+        if any("error" in run for run in runs):
+            yield {"method": method, "learned": task, "error": runs[0]["error"]}
+            continue
+        perplexities = [run["perplexity"] for run in runs if run["perplexity"] is not None]
+        told = {
+            "method": method,
+            "learned": task if runs[0]["parameters"] else "",
+            "seeds": len(runs),
+            "parameters": runs[0]["parameters"],
+            "file_bytes": runs[0]["file_bytes"],
+            "seconds": round(float(np.mean([run["seconds"] for run in runs])), 1),
+            "setting": _setting(runs[0]["tried"]),
+            "perplexity_before": zero["perplexity"],
+            "perplexity": float(np.mean(perplexities)) if perplexities else None,
+        }
+        for exam, metrics in runs[0]["outcomes"].items():
+            for metric, outcomes in metrics.items():
+                means = np.mean([run["outcomes"][exam][metric] for run in runs], axis=0)
+                before = zero["outcomes"][exam][metric][: len(outcomes)]
+                yield {**told, "exam": exam, "metric": metric, **_columns(compare(before, means, means=len(runs) > 1))}
+
+
+def _columns(paired: Paired) -> dict[str, Any]:
+    names = ("n", "baseline", "steered", "delta", "ci_low", "ci_high", "gained", "lost", "p_value", "min_detectable")
+    return {name: getattr(paired, name) for name in names}
+
+
+def _setting(tried: Sequence[Mapping[str, Any]]) -> str:
+    if not tried:
+        return ""
+    best = min(tried, key=lambda one: one["development_loss"])
+    if "rate" in best:
+        return f"rate {best['rate']:g} of {len(tried)}"
+    layers = best["layers"]
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    return f"{where}, strength {best['strength']:g}, of {len(tried)}"
+
+
+def main_table(frame: pd.DataFrame, task: str) -> str:
+    """Methods that learned a task, on its test documents, the best first."""
+    metric = "acc"
+    own = frame[(frame["exam"] == task) & (frame["metric"] == metric)]
+    own = own[(own["learned"] == task) | (own["learned"].fillna("") == "")].sort_values("delta", ascending=False)
+    lines = [
+        "| method | numbers | file | training | seeds | acc | change [95%] | p | chosen on development documents |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in own.to_dict("records"):
+        zero = row["method"] == "zero-shot"
+        change = "" if zero else f"{_points(row['delta'])} [{_points(row['ci_low'])}, {_points(row['ci_high'])}]"
+        size = f"{row['file_bytes'] / 1024:,.0f} KB" if row["file_bytes"] else ""
+        learned = f"{row['parameters']:,.0f}" if row["parameters"] else ""
+        seconds = f"{row['seconds']:.0f} s" if row["seconds"] else ""
+        p_value = "" if zero else f"{row['p_value']:.2g}"
+        told = (row["method"], learned, size, seconds, f"{row['seeds']:.0f}", f"{row['steered']:.1%}", change, p_value)
+        lines.append(f"| {' | '.join(told)} | {row['setting'] or ''} |")
+    return "\n".join(lines)
+
+
+def elsewhere_table(frame: pd.DataFrame) -> str:
+    """What learning one task does to the others, and to plain text."""
+    exams = [exam for exam in TITLES if exam in set(frame["exam"])]
+    heads = " | ".join(TITLES[exam] for exam in exams)
+    lines = [f"| method | learned from | {heads} | perplexity |", "|" + "---|" * (len(exams) + 3)]
+    for (method, learned), own in frame[frame["metric"] == "acc"].groupby(["method", "learned"], sort=False):
+        if not learned:
+            continue
+        values = []
+        for exam in exams:
+            one = own[own["exam"] == exam].to_dict("records")
+            star = "*" if one and one[0]["p_value"] < 0.05 else ""
+            values.append(f"{_points(one[0]['delta'])}{star}" if one else "")
+        first = own.iloc[0]
+        ratio = "" if pd.isna(first["perplexity"]) else f"{first['perplexity'] / first['perplexity_before'] - 1:+.1%}"
+        lines.append(f"| {method} | {TITLES[learned]} | {' | '.join(values)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def plot_parameters(frame: pd.DataFrame, path: Path) -> None:
+    """Gain against learned numbers."""
+    pyplot = _pyplot()
+    own = frame[(frame["exam"] == "arc_easy") & (frame["metric"] == "acc") & (frame["learned"] == "arc_easy")]
+    own = own[~own["method"].str.contains("documents")]
+    figure, axis = pyplot.subplots(figsize=(7.2, 4), layout="constrained")
+    for row in own.to_dict("records"):
+        ours = row["method"].startswith("ours")
+        low, high = 100 * (row["delta"] - row["ci_low"]), 100 * (row["ci_high"] - row["delta"])
+        place = (row["parameters"], 100 * row["delta"])
+        axis.errorbar(*place, yerr=[[low], [high]], fmt="o", color="#ff725c" if ours else "#4269d0", ecolor="#cccccc")
+        axis.annotate(row["method"], place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axis.set_xscale("log")
+    axis.axhline(0, color="#888888", linewidth=0.8)
+    axis.set_xlabel("learned numbers")
+    axis.set_ylabel("change of acc on ARC-Easy (points)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_examples(frame: pd.DataFrame, path: Path) -> None:
+    """Gain against training documents."""
+    pyplot = _pyplot()
+    own = frame[(frame["exam"] == "arc_easy") & (frame["metric"] == "acc") & (frame["learned"] == "arc_easy")]
+    curve = []
+    for row in own.to_dict("records"):
+        match = re.fullmatch(r"ours, (\d+) documents", row["method"])
+        if match or row["method"] == "ours":
+            curve.append((int(match[1]) if match else 594, row))
+    if len(curve) < 2:
+        return
+    curve.sort(key=lambda pair: pair[0])
+    counts = [count for count, _ in curve]
+    deltas = np.array([100 * row["delta"] for _, row in curve])
+    errors = [deltas - [100 * row["ci_low"] for _, row in curve], [100 * row["ci_high"] for _, row in curve] - deltas]
+    figure, axis = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
+    axis.errorbar(counts, deltas, yerr=errors, fmt="o-", color="#ff725c", ecolor="#cccccc")
+    axis.set_xscale("log")
+    axis.set_xticks(counts, list(map(str, counts)))
+    axis.minorticks_off()
+    axis.axhline(0, color="#888888", linewidth=0.8)
+    axis.set_xlabel("training documents")
+    axis.set_ylabel("change of acc on ARC-Easy (points)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def write(folder: Path, output: Path, page: Path) -> None:
+    """Writes the CSV, the plots, and what stands between the page's markers."""
+    frame = pd.DataFrame(rows(cells(folder)))
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "smollm2-135m.csv", frame.to_csv(index=False).encode())
+    tried = [
+        {"method": one["method"], "learned": one["task"], "seed": one["seed"], **each}
+        for one in cells(folder)
+        for each in one.get("tried", [])
+    ]
+    write_atomically(output / "tried.csv", pd.DataFrame(tried).to_csv(index=False).encode())
+    good = frame[frame["exam"].notna()] if "exam" in frame else frame
+    plot_parameters(good, output / "parameters.png")
+    plot_examples(good, output / "examples.png")
+    parts = {task: main_table(good, task) for task in TITLES} | {"elsewhere": elsewhere_table(good)}
+    if "error" in frame:
+        failed = frame[frame["error"].notna()].to_dict("records")
+        parts["failed"] = "\n".join(f"- {row['method']}: {row['error']}" for row in failed)
+    text = page.read_text(encoding="utf-8")
+    for name, table in parts.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    write_atomically(page, text.encode())

@@ -1,0 +1,71 @@
+"""Extracts steering directions with repeng or steering-vectors, in an environment that has one of them.
+
+Run by scripts/compare.py: `python directions.py repeng|steering-vectors INPUT.json OUTPUT.json`. The input names a
+model folder and pairs of texts (the question with its right answer, and with a wrong one); the output holds a direction
+for each layer, and the loglikelihoods of some requests as the package itself steers, which compare.py checks its own by.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import older
+import torch
+
+LAYERS = range(5, 25)
+"""What both steer in the check: the middle of the model, as repeng's own examples do."""
+
+
+def loglikelihoods(run, requests):
+    """Summed loglikelihood of each continuation, one plain row after another."""
+    found = []
+    with torch.no_grad():
+        for context, continuation in requests:
+            logits = run(input_ids=torch.tensor([(context + continuation)[:-1]])).logits[0, -len(continuation) :]
+            scores = logits.float().log_softmax(-1)
+            found.append(float(scores[range(len(continuation)), continuation].sum()))
+    return found
+
+
+def repeng(model, tokenizer, told):
+    """Principal component of the differences, repeng's default."""
+    from repeng import ControlModel, ControlVector, DatasetEntry
+
+    controlled = ControlModel(model, list(LAYERS))
+    pairs = [DatasetEntry(positive=right, negative=wrong) for right, wrong in told["pairs"]]
+    start = time.perf_counter()
+    vector = ControlVector.train(controlled, tokenizer, pairs)
+    seconds = time.perf_counter() - start
+    controlled.set_control(vector, 1.0)
+    check = loglikelihoods(controlled, told["check"])
+    return {int(layer): direction.tolist() for layer, direction in vector.directions.items()}, check, seconds
+
+
+def steering_vectors(model, tokenizer, told):
+    """Mean difference at the last token, the package's default."""
+    from steering_vectors import SteeringVector, train_steering_vector
+
+    start = time.perf_counter()
+    vector = train_steering_vector(model, tokenizer, [tuple(pair) for pair in told["pairs"]])
+    seconds = time.perf_counter() - start
+    chosen = {layer: part for layer, part in vector.layer_activations.items() if layer in LAYERS}
+    with SteeringVector(chosen, vector.layer_type).apply(model, multiplier=1.0):
+        check = loglikelihoods(model, told["check"])
+    return {int(layer): part.float().tolist() for layer, part in vector.layer_activations.items()}, check, seconds
+
+
+def main():
+    """Reads, extracts, writes."""
+    package, source, target = sys.argv[1:]
+    told = json.loads(Path(source).read_text())
+    tokenizer, model = older.tokenizer(told["model"]), older.model(told["model"])
+    plain = loglikelihoods(model, told["check"])
+    make = {"repeng": repeng, "steering-vectors": steering_vectors}[package]
+    directions, check, seconds = make(model, tokenizer, told)
+    result = {"directions": directions, "plain": plain, "check": check, "layers": list(LAYERS), "seconds": seconds}
+    Path(target).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Trains LoReFT with pyreft on the softmax over choices, in an environment that has pyreft.
+
+Run by scripts/compare.py: `python loreft.py INPUT.json OUTPUT.json`. The input holds token ids of training, development
+and test requests; the output the settings that were best on the development documents, and the loglikelihoods of the
+test requests under them. LoReFT changes the hidden states of the first and last tokens of each prompt at every layer
+(Wu et al. 2024, arXiv:2404.03592); rank 4 and five tokens at either end.
+"""
+
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+
+import older
+import pyreft
+import torch
+
+RANK, ENDS = 4, 5
+
+
+def positions(contexts, layers):
+    """The positions that are changed: [layers][rows][2 * ENDS]; short prompts name a position more than once."""
+    rows = []
+    for context in contexts:
+        last = len(context) - 1
+        first = [min(place, last) for place in range(ENDS)]
+        rows.append(first + [max(last - place, 0) for place in reversed(range(ENDS))])
+    return [rows] * layers
+
+
+def scores(reft, requests, layers):
+    """Summed loglikelihoods [n] of continuations, differentiable, in one padded batch."""
+    sequences = [(context + continuation)[:-1] for context, continuation in requests]
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
+    where = positions([context for context, _ in requests], layers)
+    _, output = reft({"input_ids": ids, "attention_mask": mask}, unit_locations={"sources->base": (None, where)})
+    found = []
+    for row, (context, continuation) in enumerate(requests):
+        start = len(context) - 1
+        own = output.logits[row, start : start + len(continuation)].float().log_softmax(-1)
+        found.append(own[range(len(continuation)), continuation].sum())
+    return torch.stack(found)
+
+
+def loss(reft, examples, layers):
+    """Mean cross-entropy of the softmax over the choices' loglikelihoods."""
+    sums = iter(scores(reft, [request for requests, _ in examples for request in requests], layers))
+    total = 0.0
+    for requests, gold in examples:
+        ranked = torch.stack([next(sums) for _ in requests])
+        total = total - ranked.log_softmax(0)[gold]
+    return total / len(examples)
+
+
+def trained(model, told, rate):
+    """A model with the interventions that one rate gives, the development loss, and the seconds it took."""
+    count, size = model.config.num_hidden_layers, model.config.hidden_size
+    torch.manual_seed(told["seed"])
+    reft = pyreft.get_reft_model(
+        model,
+        pyreft.ReftConfig(
+            representations=[
+                {
+                    "layer": layer,
+                    "component": "block_output",
+                    "low_rank_dimension": RANK,
+                    "intervention": pyreft.LoreftIntervention(embed_dim=size, low_rank_dimension=RANK),
+                }
+                for layer in range(count)
+            ]
+        ),
+    )
+    start = time.perf_counter()
+    parameters = [part for part in reft.parameters() if part.requires_grad]
+    steps = told["epochs"] * -(-len(told["train"]) // told["batch_size"])
+    adam = torch.optim.Adam(parameters, lr=rate)
+    pace = torch.optim.lr_scheduler.LinearLR(adam, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    for epoch in range(told["epochs"]):
+        order = torch.randperm(len(told["train"]), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for place in range(0, len(order), told["batch_size"]):
+            adam.zero_grad()
+            loss(reft, [told["train"][index] for index in order[place : place + told["batch_size"]]], count).backward()
+            adam.step()
+            pace.step()
+            if time.perf_counter() - start > told["budget"]:
+                break
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        parts = [told["development"][place : place + 8] for place in range(0, len(told["development"]), 8)]
+        found = sum(float(loss(reft, part, count)) * len(part) for part in parts) / len(told["development"])
+    return reft, found, seconds, sum(part.numel() for part in parameters)
+
+
+def main():
+    """Reads, trains, writes."""
+    source, target = sys.argv[1:]
+    told = json.loads(Path(source).read_text())
+    model = older.model(told["model"], torch.bfloat16)
+    best, tried = None, []
+    for rate in told["rates"]:
+        reft, found, seconds, parameters = trained(copy.deepcopy(model), told, rate)
+        tried.append({"rate": rate, "development_loss": found, "seconds": seconds})
+        print(tried[-1], flush=True)
+        if best is None or found < best[1]:
+            best = (reft, found, seconds, rate, parameters)
+    reft, found, seconds, rate, parameters = best
+    results = {}
+    with torch.no_grad():
+        for name, requests in told["exams"].items():
+            results[name] = []
+            for place in range(0, len(requests), 32):
+                results[name] += scores(reft, requests[place : place + 32], model.config.num_hidden_layers).tolist()
+    told = {"tried": tried, "rate": rate, "development_loss": found, "seconds": seconds, "parameters": parameters}
+    Path(target).write_text(json.dumps({**told, "exams": results}))
+
+
+if __name__ == "__main__":
+    main()
