@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from aft_harness import packing
 from aft_harness.errors import TrainingError
-from aft_harness.examples import Example, TaskExamples, graded
+from aft_harness.examples import Example, TaskExamples, choice_lengths, graded
 from aft_harness.packing import Batch, Row
 from aft_harness.recipe import ChoiceNorm, Objective
 from aft_harness.scoring import Engine, Request, joined
@@ -29,6 +30,13 @@ ROW_WIDTH = 256
 
 MOST_PADDING = {"cpu": 64, "accelerator": 4096}
 """Padding columns that cost about what another pass does: it starts thousands of operations on a few tokens."""
+
+
+MEASURED = 64
+"""Examples of a task that its temperature is measured on."""
+
+SMALLEST_TEMPERATURE = 1e-3
+"""Nats: choices that are all alike have no margin to divide by."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,9 @@ class Lesson:
 
     Nothing below the lowest trained layer depends on the booster: its output is computed once, by `prepare`, and every
     later pass starts there.
+
+    Attributes:
+        temperatures: Of the softmax over choices, by task.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class Lesson:
         *,
         objective: Objective | None = None,
         choice_norm: ChoiceNorm = "none",
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
     ) -> None:
         """Settles the objective of each task and lays the examples out.
 
@@ -83,18 +94,18 @@ class Lesson:
             objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
             choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is
                 what lm-eval's `acc_norm` ranks by.
-            temperature: And after that: a softmax over sums of many tokens is all but certain, and its loss is
-                mostly that of the few questions which are hopelessly wrong.
+            temperature: And after that; None measures each task's own, see `typical_margin`.
 
         Raises:
             TrainingError: The `choice` objective is asked for a task without choices.
         """
         self._engine, self._lowest, self._store = engine, lowest, store
-        self._objective, self._choice_norm, self._temperature = objective, choice_norm, temperature
+        self._objective, self._choice_norm = objective, choice_norm
         for task in tasks:
             if objective in ("choice", "both") and task.kind != "choice":
                 raise TrainingError(f"--objective {objective}: task {task.task} has no choices; use --objective answer")
         self._by_task = {task.task: self.objective(task.kind) for task in tasks}
+        self.temperatures = {task.task: temperature or 1.0 for task in tasks}
         examples = [example for task in tasks for example in (*task.development, *task.train)]
         self._requests = [request for example in examples for request in self._wanted(example)]
         self._places: dict[int, range] = {}
@@ -114,6 +125,32 @@ class Lesson:
                 if self._engine.packed and not self._engine.agrees(batch, self._requests):
                     self._lay()
                     break
+        if temperature is None:
+            for task in tasks:
+                if self._by_task[task.task] != "answer":
+                    some = (task.train or task.development)[:MEASURED]
+                    self.temperatures[task.task] = self.typical_margin(some)
+
+    def typical_margin(self, examples: Sequence[Example]) -> float:
+        """Median distance, in nats, between the best right and the best wrong choice, under whatever is in force.
+
+        As a temperature it makes the objective independent of how long choices are. Sums over many tokens lie far
+        apart: at temperature 1 the softmax over them is all but certain, and the loss is mostly that of the few
+        questions which are hopelessly wrong.
+
+        Args:
+            examples: Of one task, with choices.
+        """
+        margins = []
+        with torch.no_grad():
+            for chunk in self.chunks(examples):
+                for example, part in zip(chunk, self._loglikelihoods(chunk), strict=True):
+                    ranked = part / torch.tensor(choice_lengths(example, self._choice_norm)).to(part)
+                    right = torch.zeros(len(part), dtype=torch.bool, device=part.device)
+                    right[list(example.gold)] = True
+                    if not right.all():
+                        margins.append(abs(float(ranked[right].max() - ranked[~right].max())))
+        return max(median(margins), SMALLEST_TEMPERATURE) if margins else 1.0
 
     def objective(self, kind: str) -> Objective:
         """The objective of tasks of a kind."""
@@ -142,25 +179,28 @@ class Lesson:
             done += len(chunk)
             on_prepared(done, total)
 
-    def losses(self, examples: Sequence[Example]) -> tuple[Tensor, list[bool | None]]:
-        """Loss of each example, [n], and whether its best choice is right where all choices were scored."""
+    def _loglikelihoods(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Of the requests of each example that its objective wants, [requests]."""
         rows = [index for example in examples for index in self._rows_of[id(example)]]
         found: dict[int, Tensor] = {}
         for batch, parts in self._batches(rows):
             with self._resumed(batch, parts):
                 scores = self._engine.score(batch, self._requests, self._softmax_dtype)
             found.update(zip(scores.members, scores.loglikelihoods.unbind(), strict=True))
+        return [torch.stack([found[place] for place in self._places[id(example)]]) for example in examples]
+
+    def losses(self, examples: Sequence[Example]) -> tuple[Tensor, list[bool | None]]:
+        """Loss of each example, [n], and whether its best choice is right where all choices were scored."""
         losses: list[Tensor] = []
         right: list[bool | None] = []
-        for example in examples:
-            part = torch.stack([found[place] for place in self._places[id(example)]])
+        for example, part in zip(examples, self._loglikelihoods(examples), strict=True):
             objective, gold = self._by_task[example.task], example.gold[0]
             answer = -part[gold if len(part) > 1 else 0] / len(example.requests[gold].continuation)
             if objective == "answer":
                 losses.append(answer)
                 right.append(None)
                 continue
-            loss, best_is_right = graded(example, part / self._temperature, self._choice_norm)
+            loss, best_is_right = graded(example, part / self.temperatures[example.task], self._choice_norm)
             losses.append(loss + answer if objective == "both" else loss)
             right.append(best_is_right)
         return torch.stack(losses), right

@@ -49,7 +49,8 @@ class Settings:
         input_norm: What it makes of the hidden state first.
         objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
         choice_norm: How choices are ranked.
-        temperature: Of the softmax over choices: what their loglikelihoods are divided by in training.
+        temperature: Of the softmax over choices: what their loglikelihoods are divided by in training. None measures
+            it: the typical distance between right and wrong choices of the unchanged model.
         epochs: Passes over the training examples.
         lr: Learning rate of Adam.
         rate_unit: What a rate of 1 is.
@@ -66,7 +67,7 @@ class Settings:
     input_norm: InputNorm = "rms"
     objective: Objective | None = None
     choice_norm: ChoiceNorm = "none"
-    temperature: float = 1.0
+    temperature: float | None = 1.0
     epochs: int = 5
     lr: float = 1e-2
     rate_unit: RateUnit = "absolute"
@@ -81,7 +82,7 @@ class Settings:
             raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainingError(f"--lr {self.lr} must be a positive number")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
             raise TrainingError(f"--temperature {self.temperature} must be a positive number")
         for name, values in _NAMED.items():
             if (value := getattr(self, name)) not in values:
@@ -100,7 +101,7 @@ _NAMED = {
 
 RECIPES = {
     "default": Settings(
-        layers="all", rate_unit="residual", lr=0.03, schedule="linear", epochs=3, batch_size=8, temperature=10.0
+        layers="all", rate_unit="residual", lr=0.03, schedule="linear", epochs=3, batch_size=8, temperature=None
     ),
     "original": Settings(objective="answer", batch_size=4),
 }

@@ -14,6 +14,8 @@ mkdir -p "$out" "$tables"
 model=$(aft demo-model)
 on="--model $model --dtype bfloat16 --tasks arc_easy"
 dev="--dev-docs 90"
+# One vector at one layer, trained as it was before the defaults became a recipe of their own.
+plain="--rate-unit absolute --schedule constant --temperature 1"
 test="--test-docs 400:1188"
 
 once() { # FILE COMMAND...: runs the command unless its file is there
@@ -31,7 +33,7 @@ sweep() { # NAME COMMAND...: a sweep, and its table
 }
 
 # Which layer? The same short training at every one of them.
-sweep layers layers $on $dev $test --layers all --limit 200 --epochs 2 --lr 5e-2
+sweep layers layers $on $dev $test $plain --layers all --limit 200 --epochs 2 --lr 5e-2
 layer=$(python - "$tables/layers.csv" <<'PYTHON'
 import sys, pandas
 table = pandas.read_csv(sys.argv[1])
@@ -41,7 +43,7 @@ PYTHON
 echo "layer $layer, chosen on development documents"
 
 # AFT at that layer, three seeds; the contextual booster from the same documents, its rate chosen on development documents.
-long="$dev --limit 500 --epochs 3 --layer $layer"
+long="$dev $plain --limit 500 --epochs 3 --layer $layer"
 for seed in 0 1 2; do
     once "$out/aft-$seed.safetensors" aft train $on $long --lr 5e-2 --seed $seed --output "$out/aft-$seed.safetensors"
 done
@@ -79,7 +81,7 @@ sweep function-vector strengths $on $dev $test --vector "$out/function.safetenso
 # Two boosters and their mixture, on both of their tasks.
 suite="--include-path $(aft tasks)"
 once "$out/gsm8k.safetensors" aft train --model "$model" --dtype bfloat16 --tasks gsm8k_easy $suite --dev-docs 90 \
-    --limit 500 --epochs 3 --layer "$layer" --lr 1e-1 --output "$out/gsm8k.safetensors"
+    --limit 500 --epochs 3 --layer "$layer" $plain --lr 1e-1 --output "$out/gsm8k.safetensors"
 once "$out/mix.safetensors" aft mix "$out/aft-0.safetensors" "$out/gsm8k.safetensors" -o "$out/mix.safetensors"
 for task in arc_easy gsm8k_easy; do
     rows=0:500

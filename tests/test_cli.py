@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from aft_harness.booster import Booster
 from aft_harness.cli import main
+from aft_harness.cli.options import selections
+from aft_harness.recipe import TRAINING_DOCUMENTS
 from aft_harness.samples import compare_samples, read_samples
 
 TOYS = str(Path(__file__).parent / "toy_tasks")
@@ -73,6 +75,12 @@ def test_mixtures_take_limits_and_weights_by_task(model: str, in_tmp: Path) -> N
     ]
 
 
+def test_the_number_of_training_documents_has_a_default_and_a_way_to_all() -> None:
+    limits = [one.limit for one in selections(tasks="a,b,c", limit=["b=all", "c=7"])]
+    assert limits == [TRAINING_DOCUMENTS, None, 7]
+    assert [one.limit for one in selections(tasks="a,b", limit=["all"])] == [None, None]
+
+
 BAD_TRAINING = {
     "unknown task": (["--tasks", "toy_choise"], "toy_choise"),
     "no training split": (["--tasks", "toy_no_train"], "toy_no_train has no training split"),
@@ -111,7 +119,7 @@ def test_ctrl_c_leaves_nothing_behind(model: str, in_tmp: Path, monkeypatch: pyt
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_epoch", interrupted)
+    monkeypatch.setattr(training, "run_epoch", interrupted)
     result = train(model, "--limit", "4")
     assert result.exit_code == 130 and result.stderr.endswith("Interrupted: nothing was written.\n")
     assert os.listdir(in_tmp) == []

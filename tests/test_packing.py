@@ -20,7 +20,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from aft_harness.packing import Batch, Row, additive_mask, batches, choose_width, pack, stats, visible
+from aft_harness.packing import Batch, Row, additive_mask, batches, choose_width, fitted, pack, stats, visible
 
 Sequences = list[list[int]]
 Drawn = tuple[Sequences, list[int]]
@@ -287,6 +287,33 @@ def test_batches_are_as_large_as_allowed() -> None:
     rows = [row for start in range(10) for row in pack([[start] * 10], [1], 10)]
     assert [len(batch.rows) for batch in batches(rows, 40)] == [4, 4, 2]
     assert [len(batch.rows) for batch in batches(rows, 39)] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("most", "shapes"),
+    # Rows of 10, 9, 8 and 6 columns: 7 columns of padding in one batch, 1 and 2 in two.
+    [
+        (None, [(4, 10)]),
+        (7, [(4, 10)]),
+        (6, [(3, 10), (1, 6)]),
+        (2, [(2, 10), (2, 8)]),
+        (0, [(1, n) for n in (10, 9, 8, 6)]),
+    ],
+)
+def test_padding_is_bounded(most: int | None, shapes: list[tuple[int, int]]) -> None:
+    rows = [row for size in (9, 6, 10, 8) for row in pack([[size] * size], [1], 10)]
+    made = batches(rows, 100, most)
+    assert [tuple(batch.input_ids.shape) for batch in made] == shapes
+
+
+@for_all(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 30))
+def test_fitted_rows_are_all_there_and_as_narrow_as_allowed(sizes: list[int], width: int) -> None:
+    groups = fitted(sizes, width)
+    assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
+    assert all(len(group) == 1 or sum(sizes[index] for index in group) <= width for group in groups)
+    # No two of them could be one: the least that any fit must do.
+    totals = sorted(sum(sizes[index] for index in group) for group in groups)
+    assert len(totals) < 2 or totals[0] + totals[1] > width
 
 
 # Visibility

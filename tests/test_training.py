@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,17 @@ def plain_loglikelihood(model: nn.Module, request: scoring.Request) -> Tensor:
     return torch.stack([logprobs[place, tokens[0, place + 1]] for place in places]).sum()
 
 
-def plain_loss(model: nn.Module, example: Example, objective: str, norm: str) -> Tensor:
+def plain_loss(model: nn.Module, example: Example, objective: str, norm: str, temperature: float = 1.0) -> Tensor:
     if objective == "answer":
         gold = example.requests[example.gold[0]]
         return -plain_loglikelihood(model, gold) / len(gold.continuation)
     if objective == "both":
-        return plain_loss(model, example, "answer", norm) + plain_loss(model, example, "choice", norm)
+        choice = plain_loss(model, example, "choice", norm, temperature)
+        return plain_loss(model, example, "answer", norm) + choice
     scores = torch.stack([plain_loglikelihood(model, request) for request in example.requests])
     if norm == "characters":
         scores = scores / torch.tensor([len(choice) for choice in example.choices])
-    return -scores.log_softmax(0)[list(example.gold)].logsumexp(0)
+    return -(scores / temperature).log_softmax(0)[list(example.gold)].logsumexp(0)
 
 
 def plain_scale(model: Any, task: TaskExamples, layer: int) -> float:
@@ -84,7 +87,8 @@ def plain_training(model: Any, task: TaskExamples, settings: Settings, objective
 
     handles = [decoder_layers(model)[layer].register_forward_hook(hook(layer)) for layer in vectors]
     scales = {layer: plain_scale(model, task, layer) if settings.rate_unit == "residual" else 1.0 for layer in vectors}
-    rates = [settings.lr * scales[layer] for layer in vectors]
+    shared = len(vectors) if settings.rate_unit == "residual" else 1
+    rates = [settings.lr * scales[layer] / shared for layer in vectors]
     optimiser = torch.optim.Adam([{"params": [vector]} for vector in vectors.values()])
     steps = settings.epochs * math.ceil(len(task.train) / settings.batch_size)
     done = 0
@@ -98,7 +102,7 @@ def plain_training(model: Any, task: TaskExamples, settings: Settings, objective
             batch = [task.train[index] for index in order[start : start + settings.batch_size]]
             optimiser.zero_grad()
             for example in batch:
-                loss = plain_loss(model, example, objective, settings.choice_norm)
+                loss = plain_loss(model, example, objective, settings.choice_norm, settings.temperature)
                 (loss / len(batch)).backward()
                 total += loss.item()
             first = first or {layer: vector.grad.clone() for layer, vector in vectors.items()}  # type: ignore[union-attr]
@@ -146,6 +150,52 @@ def test_every_objective_equals_its_plain_form(make_lm: Any, name: str, objectiv
     trained = train(lm, [task], settings)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["choice", "both"])
+def test_the_temperature_divides_what_the_softmax_over_choices_sees(make_lm: Any, objective: Any) -> None:
+    lm = make_lm()
+    task = examples(lm, limit=9)
+    settings = Settings(layers=(1,), objective=objective, temperature=5.0, lr=1e-2, epochs=2, batch_size=4)
+    _, losses, vectors = plain_training(lm.model, task, settings, objective)
+    trained = train(lm, [task], settings)
+    assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "characters"])
+def test_the_temperature_is_the_typical_margin_of_the_unchanged_model(
+    make_lm: Any, norm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aft_harness.lesson.MEASURED", 7)
+    lm = make_lm()
+    task = examples(lm, limit=9)
+    margins = []
+    for example in task.train[:7]:
+        scores = [plain_loglikelihood(lm.model, request).item() for request in example.requests]
+        if norm == "characters":
+            scores = [score / len(choice) for score, choice in zip(scores, example.choices, strict=True)]
+        right = scores.pop(example.gold[0])
+        margins.append(abs(right - max(scores)))
+    expected = statistics.median(margins)
+    settings = Settings(layers=(1,), choice_norm=norm, temperature=None, lr=1e-2, epochs=2, batch_size=4)
+    trained = train(lm, [task], settings)
+    assert trained.booster.provenance["hyperparameters"]["temperatures"] == pytest.approx({task.task: expected})
+    _, losses, vectors = plain_training(lm.model, task, replace(settings, temperature=expected), "choice")
+    assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+def test_without_development_documents_some_training_documents_are_scored(
+    make_lm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aft_harness.training.WATCHED", 3)
+    lm = make_lm()
+    task = examples(lm, limit=9)
+    trained = train(lm, [task], Settings(layers=(1,), epochs=1))
+    assert (trained.measured_on, trained.before.n, trained.after.n) == ("training", 3, 3)
+    first = [plain_loss(lm.model, example, "choice", "none").item() for example in task.train[:3]]
+    assert trained.before.loss == pytest.approx(sum(first) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ training_options = _collected(
         "temperature": click.option(
             "--temperature",
             type=click.FloatRange(min=0, min_open=True),
-            help=f"Divide loglikelihoods by it before the softmax over choices.{_default('temperature')}",
+            help="Divide loglikelihoods by it before the softmax over choices.  [default: measured]",
         ),
         "epochs": click.option("--epochs", type=click.IntRange(min=1), help=f"Passes.{_default('epochs')}"),
         "lr": click.option(

@@ -31,7 +31,7 @@ from aft_harness.errors import TrainingError
     "--layers",
     "layers",
     metavar="L,...",
-    help="Decoder layers from 0; all; auto tries several on development documents.  [default: the middle one]",
+    help="Decoder layers from 0; all; auto tries several on development documents.  [default: all]",
 )
 @training_options
 @click.option(

@@ -1,8 +1,9 @@
 """Extracts steering directions with repeng or steering-vectors, in an environment that has one of them.
 
 Run by scripts/compare.py: `python directions.py repeng|steering-vectors INPUT.json OUTPUT.json`. The input names a
-model folder and pairs of texts (the question with its right answer, and with a wrong one); the output holds a direction
-for each layer, and the loglikelihoods of some requests as the package itself steers, which compare.py checks its own by.
+model folder and pairs of texts (the question with its right answer, and with a wrong one); the output holds a
+direction for each layer, and the loglikelihoods of some requests as the package itself steers, which compare.py checks
+its own by.
 """
 
 import json

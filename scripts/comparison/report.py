@@ -60,7 +60,7 @@ def _columns(paired: Paired) -> dict[str, Any]:
 def _setting(tried: Sequence[Mapping[str, Any]]) -> str:
     if not tried:
         return ""
-    best = min(tried, key=lambda one: one["development_loss"])
+    best = min(tried, key=lambda one: (-one["development_accuracy"], one["development_loss"]))
     if "rate" in best:
         return f"rate {best['rate']:g} of {len(tried)}"
     layers = best["layers"]

@@ -45,18 +45,19 @@ def scores(reft, requests, layers):
     return torch.stack(found)
 
 
-def loss(reft, examples, layers):
-    """Mean cross-entropy of the softmax over the choices' loglikelihoods."""
+def loss(reft, examples, told, layers):
+    """Mean cross-entropy of the softmax over the choices' loglikelihoods, and how many best choices are right."""
     sums = iter(scores(reft, [request for requests, _ in examples for request in requests], layers))
-    total = 0.0
+    total, right = 0.0, 0
     for requests, gold in examples:
         ranked = torch.stack([next(sums) for _ in requests])
-        total = total - ranked.log_softmax(0)[gold]
-    return total / len(examples)
+        total = total - (ranked / told["temperature"]).log_softmax(0)[gold]
+        right += int(ranked.argmax()) == gold
+    return total / len(examples), right
 
 
 def trained(model, told, rate):
-    """A model with the interventions that one rate gives, the development loss, and the seconds it took."""
+    """A model with the interventions that one rate gives, how it does on development documents, and its numbers."""
     count, size = model.config.num_hidden_layers, model.config.hidden_size
     torch.manual_seed(told["seed"])
     reft = pyreft.get_reft_model(
@@ -81,17 +82,24 @@ def trained(model, told, rate):
     for epoch in range(told["epochs"]):
         order = torch.randperm(len(told["train"]), generator=torch.Generator().manual_seed(epoch)).tolist()
         for place in range(0, len(order), told["batch_size"]):
-            adam.zero_grad()
-            loss(reft, [told["train"][index] for index in order[place : place + told["batch_size"]]], count).backward()
-            adam.step()
-            pace.step()
             if time.perf_counter() - start > told["budget"]:
                 break
+            adam.zero_grad()
+            batch = [told["train"][index] for index in order[place : place + told["batch_size"]]]
+            loss(reft, batch, told, count)[0].backward()
+            adam.step()
+            pace.step()
     seconds = time.perf_counter() - start
     with torch.no_grad():
         parts = [told["development"][place : place + 8] for place in range(0, len(told["development"]), 8)]
-        found = sum(float(loss(reft, part, count)) * len(part) for part in parts) / len(told["development"])
-    return reft, found, seconds, sum(part.numel() for part in parameters)
+        found = [(*loss(reft, part, told, count), len(part)) for part in parts]
+    size = len(told["development"])
+    measured = {
+        "development_loss": sum(float(own) * length for own, _, length in found) / size,
+        "development_accuracy": sum(right for _, right, _ in found) / size,
+        "seconds": seconds,
+    }
+    return reft, measured, sum(part.numel() for part in parameters)
 
 
 def main():
@@ -101,20 +109,21 @@ def main():
     model = older.model(told["model"], torch.bfloat16)
     best, tried = None, []
     for rate in told["rates"]:
-        reft, found, seconds, parameters = trained(copy.deepcopy(model), told, rate)
-        tried.append({"rate": rate, "development_loss": found, "seconds": seconds})
+        reft, measured, parameters = trained(copy.deepcopy(model), told, rate)
+        tried.append({"rate": rate, **measured})
         print(tried[-1], flush=True)
-        if best is None or found < best[1]:
-            best = (reft, found, seconds, rate, parameters)
-    reft, found, seconds, rate, parameters = best
+        if best is None or measured["development_accuracy"] > best[1]["development_accuracy"]:
+            best = (reft, measured, parameters)
+    reft, measured, parameters = best
     results = {}
     with torch.no_grad():
         for name, requests in told["exams"].items():
             results[name] = []
             for place in range(0, len(requests), 32):
                 results[name] += scores(reft, requests[place : place + 32], model.config.num_hidden_layers).tolist()
-    told = {"tried": tried, "rate": rate, "development_loss": found, "seconds": seconds, "parameters": parameters}
-    Path(target).write_text(json.dumps({**told, "exams": results}))
+    Path(target).write_text(
+        json.dumps({"tried": tried, "seconds": measured["seconds"], "parameters": parameters, "exams": results})
+    )
 
 
 if __name__ == "__main__":
