@@ -101,7 +101,7 @@ _NAMED = {
 
 RECIPES = {
     "default": Settings(
-        layers="all", rate_unit="residual", lr=0.03, schedule="linear", epochs=3, batch_size=8, temperature=None
+        layers="all", rate_unit="residual", lr=0.05, schedule="linear", epochs=3, batch_size=8, temperature=None
     ),
     "original": Settings(objective="answer", batch_size=4),
 }

@@ -64,9 +64,9 @@ def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
             "tried": fitted.tried,
             **examined(fitted, method, task),
         }
-    except click.ClickException as error:
-        click.echo(f"    {error.message}", err=True)
-        told["error"] = error.message
+    except Exception as error:  # whatever a method's package raises; the table lists it
+        told["error"] = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
+        click.echo(f"    {told['error']}", err=True)
     told["cell_seconds"] = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(told).encode())

@@ -13,7 +13,7 @@ from aft_harness.lm import SteeredHFLM
 from aft_harness.scoring import Request
 from aft_harness.task_folder import folder
 
-LEARN = {"arc_easy": 594, "hellaswag": 600, "gsm8k_easy": 600}
+LEARN = {"arc_easy": 594, "hellaswag": 300, "gsm8k_easy": 600}
 """Training documents of each task, at most."""
 DEVELOP = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
 """Development documents: rows of a split that nothing evaluates, or so many that are carved from the training split."""
@@ -24,7 +24,7 @@ EXAMS = {
     "gsm8k_easy": ("gsm8k_easy", 0, 500),
 }
 """Test documents by name: the task and its rows."""
-ELSEWHERE = 600
+ELSEWHERE = 400
 """So many of the HellaSwag documents are asked of a method that did not learn from HellaSwag."""
 PASSAGES = (4000, 4100)
 """Rows of HellaSwag's validation split whose contexts and right endings are the plain text."""
