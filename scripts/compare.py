@@ -1,10 +1,13 @@
 """Boosters against what else could be reached for: heuristics, parameter-efficient fine-tuning, prompting.
 
-    python scripts/compare.py FOLDER            # hours on two CPU cores; what is done is kept in FOLDER
+    python scripts/compare.py FOLDER            # hours on two CPU cores; goes on where it was stopped
 
 Every method gets the same training documents, chooses its rate or strength on the same development documents, and sees
-the test documents once. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online. Written:
-leaderboards/comparison, and the tables of docs/comparison.md, which says what their columns mean.
+the test documents once. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
+
+What is done is kept in leaderboards/comparison/cells; boosters and the environments of other packages are in FOLDER.
+Written: the CSV files and plots of leaderboards/comparison, and the tables of docs/comparison.md, which says what their
+columns mean.
 """
 
 from __future__ import annotations
@@ -45,11 +48,12 @@ def cells() -> Iterator[tuple[str, str, int]]:
 
 def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
     """Runs one cell unless its file is there; a method that fails leaves its error."""
+    from comparison.exams import CELLS
     from comparison.methods import METHODS
 
     from aft_harness.booster import write_atomically
 
-    path = folder / "cells" / f"{method.replace(' ', '_')}-{task}-{seed}.json"
+    path = CELLS / f"{method.replace(' ', '_')}-{task}-{seed}.json"
     if path.is_file():
         return
     click.echo(f"{method}, {task}, seed {seed}", err=True)
@@ -111,7 +115,7 @@ def main(folder: Path, only: tuple[str, ...], minutes: float | None) -> None:
             if minutes is not None and time.perf_counter() - start > 60 * minutes:
                 break
             run_cell(method, task, seed, folder)
-    write(folder, OUTPUT, ROOT / "docs" / "comparison.md")
+    write(OUTPUT, ROOT / "docs" / "comparison.md")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from aft_harness.demo import model_folder
@@ -13,6 +14,8 @@ from aft_harness.lm import SteeredHFLM
 from aft_harness.scoring import Request
 from aft_harness.task_folder import folder
 
+CELLS = Path(__file__).parents[2] / "leaderboards" / "comparison" / "cells"
+"""Where the outcome of each document is kept, of every method, task and seed that is done."""
 LEARN = {"arc_easy": 594, "hellaswag": 300, "gsm8k_easy": 600}
 """Training documents of each task, at most."""
 DEVELOP = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}

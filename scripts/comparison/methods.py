@@ -24,7 +24,7 @@ from typing import Any
 import click
 import peft
 import torch
-from comparison.exams import asked, drawn, exam, load, passages
+from comparison.exams import CELLS, asked, drawn, exam, load, passages
 from torch import nn
 
 from aft_harness import optimiser
@@ -106,7 +106,7 @@ def peft_method(name: str, rates: Sequence[float]) -> Callable[[str, int, Path],
 
     def fitted(task: str, seed: int, folder: Path) -> Fitted:
         chosen = rates
-        first = folder / "cells" / f"{name.replace(' ', '_')}-{task}-0.json"
+        first = CELLS / f"{name.replace(' ', '_')}-{task}-0.json"
         if seed and first.is_file():  # a rate is chosen once
             tried = json.loads(first.read_text())["tried"]
             chosen = [tried[best(tried)]["rate"]]
@@ -208,8 +208,8 @@ def directions(package: str, requirement: str) -> Callable[[str, int, Path], Fit
         check = Booster.static({layer: vectors[layer] for layer in given["layers"]})
         _check_directions(lm, learned.development[0].requests, check, given)
         settings = [
-            *((tuple(given["layers"]), strength) for strength in (-1, -0.3, 0.1, 0.3, 0.5, 1, 1.5, 2)),
-            *(((layer,), strength) for layer in (5, 10, 15, 20) for strength in (-1, 0.5, 1, 2, 4)),
+            *((tuple(given["layers"]), strength) for strength in (-4, -1, 0.1, 0.3, 1, 2, 4, 8)),
+            *(((layer,), strength) for layer in (5, 10, 15, 20) for strength in (-8, 0.5, 1, 4, 8, 32)),
         ]
         boosters = [Booster.static({layer: vectors[layer] for layer in layers}) for layers, _ in settings]
         variants = [
@@ -308,6 +308,9 @@ def peer(
             raise click.ClickException(f"{requirement} cannot be installed: {ran.stderr.strip()[-500:]}")
         (home / "installed").touch()
     source, target = folder / f"{package}-input.json", folder / f"{package}-output.json"
+    if target.is_file() and source.is_file() and source.read_text() == json.dumps(told):
+        return json.loads(target.read_text())
+    target.unlink(missing_ok=True)
     source.write_text(json.dumps(told))
     command = [str(python), str(Path(__file__).parent / "peers" / script), *arguments, str(source), str(target)]
     ran = subprocess.run(command, stderr=subprocess.PIPE, stdout=sys.stderr, text=True, check=False)

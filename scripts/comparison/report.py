@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from comparison.exams import CELLS
 
 from aft_harness.booster import write_atomically
 from aft_harness.statistics import Paired, compare
@@ -18,9 +19,9 @@ from aft_harness.statistics import Paired, compare
 TITLES = {"arc_easy": "ARC-Easy", "gsm8k_easy": "GSM8K-Easy", "hellaswag": "HellaSwag"}
 
 
-def cells(folder: Path) -> list[dict[str, Any]]:
+def cells() -> list[dict[str, Any]]:
     """What every finished cell tells."""
-    return [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
 
 
 def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -142,8 +143,6 @@ def plot_examples(frame: pd.DataFrame, path: Path) -> None:
         match = re.fullmatch(r"ours, (\d+) documents", row["method"])
         if match or row["method"] == "ours":
             curve.append((int(match[1]) if match else 594, row))
-    if len(curve) < 2:
-        return
     curve.sort(key=lambda pair: pair[0])
     counts = [count for count, _ in curve]
     deltas = np.array([100 * row["delta"] for _, row in curve])
@@ -170,14 +169,14 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def write(folder: Path, output: Path, page: Path) -> None:
+def write(output: Path, page: Path) -> None:
     """Writes the CSV, the plots, and what stands between the page's markers."""
-    frame = pd.DataFrame(rows(cells(folder)))
+    frame = pd.DataFrame(rows(cells()))
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "smollm2-135m.csv", frame.to_csv(index=False).encode())
     tried = [
         {"method": one["method"], "learned": one["task"], "seed": one["seed"], **each}
-        for one in cells(folder)
+        for one in cells()
         for each in one.get("tried", [])
     ]
     write_atomically(output / "tried.csv", pd.DataFrame(tried).to_csv(index=False).encode())
