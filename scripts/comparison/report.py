@@ -142,7 +142,7 @@ def plot_examples(frame: pd.DataFrame, path: Path) -> None:
     for row in own.to_dict("records"):
         match = re.fullmatch(r"ours, (\d+) documents", row["method"])
         if match or row["method"] == "ours":
-            curve.append((int(match[1]) if match else 594, row))
+            curve.append((int(match[1]) if match else 591, row))
     curve.sort(key=lambda pair: pair[0])
     counts = [count for count, _ in curve]
     deltas = np.array([100 * row["delta"] for _, row in curve])
