@@ -71,6 +71,11 @@ def choice_lengths(example: Example, norm: ChoiceNorm) -> list[int]:
     return [max(1, length) for length in lengths[norm]]
 
 
+def ranked(example: Example, loglikelihoods: Tensor, norm: ChoiceNorm) -> Tensor:
+    """What choices are ranked by, [choices], differentiable: their loglikelihoods over their lengths."""
+    return loglikelihoods / torch.tensor(choice_lengths(example, norm)).to(loglikelihoods)
+
+
 def graded(example: Example, loglikelihoods: Tensor, norm: ChoiceNorm) -> tuple[Tensor, bool]:
     """Cross-entropy of the softmax over the choices, differentiable, and whether the likeliest choice is a right one.
 
@@ -79,9 +84,9 @@ def graded(example: Example, loglikelihoods: Tensor, norm: ChoiceNorm) -> tuple[
         loglikelihoods: One a choice, [choices].
         norm: See `choice_lengths`.
     """
-    ranked = loglikelihoods / torch.tensor(choice_lengths(example, norm)).to(loglikelihoods)
-    loss = ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0)
-    return loss, int(ranked.argmax()) in example.gold
+    scores = ranked(example, loglikelihoods, norm)
+    loss = scores.logsumexp(0) - scores[list(example.gold)].logsumexp(0)
+    return loss, int(scores.argmax()) in example.gold
 
 
 @dataclass(frozen=True)

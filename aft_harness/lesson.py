@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aft_harness import packing
 from aft_harness.errors import TrainingError
-from aft_harness.examples import Example, TaskExamples, choice_lengths, graded
+from aft_harness.examples import Example, TaskExamples, graded, ranked
 from aft_harness.packing import Batch, Row
 from aft_harness.recipe import ChoiceNorm, Objective
 from aft_harness.scoring import Engine, Request, joined
@@ -145,11 +145,11 @@ class Lesson:
         with torch.no_grad():
             for chunk in self.chunks(examples):
                 for example, part in zip(chunk, self._loglikelihoods(chunk), strict=True):
-                    ranked = part / torch.tensor(choice_lengths(example, self._choice_norm)).to(part)
+                    scores = ranked(example, part, self._choice_norm)
                     right = torch.zeros(len(part), dtype=torch.bool, device=part.device)
                     right[list(example.gold)] = True
                     if not right.all():
-                        margins.append(abs(float(ranked[right].max() - ranked[~right].max())))
+                        margins.append(abs(float(scores[right].max() - scores[~right].max())))
         return max(median(margins), SMALLEST_TEMPERATURE) if margins else 1.0
 
     def objective(self, kind: str) -> Objective:

@@ -23,7 +23,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], over: str, path: Path) -> None
         over: The column on the x axis: `layers` or `strength`.
         path: The file to write, atomically.
     """
-    pyplot = _pyplot()
+    pyplot = backend()
     frame = pd.DataFrame(rows)
     frame[over] = pd.to_numeric(frame[over])
     tasks = list(dict.fromkeys(frame["task"]))
@@ -49,7 +49,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], over: str, path: Path) -> None
         if len(chosen):
             axis.legend(frameon=False, fontsize=8)
     axes[-1, 0].set_xlabel({"layers": "decoder layer whose output is changed"}.get(over, over))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
@@ -71,7 +71,7 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
         raise TaskError(f"{path}: there is no row to draw")
     from lm_eval.api.registry import is_higher_better
 
-    pyplot = _pyplot()
+    pyplot = backend()
     ordered = rows.sort_values("seed", key=lambda seeds: seeds != "pooled", kind="stable")
     cells = ordered.drop_duplicates(["trained_on", "layers", "method", "task"]).copy()
     cells["source"] = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
@@ -100,7 +100,7 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def check_format(path: Path) -> None:
@@ -119,7 +119,8 @@ def _fraction(rows: pd.DataFrame) -> bool:
     return metric.startswith(("acc", "exact_match")) or bool(rows["gained"].notna().all())
 
 
-def _pyplot() -> Any:
+def backend() -> Any:
+    """Matplotlib's pyplot, drawing without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,9 +130,10 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure atomically, in the format of the file's suffix, and closes it."""
     form = path.suffix.lstrip(".").lower()
     drawn = io.BytesIO()
     figure.savefig(drawn, format=form, dpi=150, metadata={"Software": None} if form == "png" else {"Date": None})
-    _pyplot().close(figure)
+    backend().close(figure)
     write_atomically(path, drawn.getvalue())

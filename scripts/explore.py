@@ -6,9 +6,9 @@ What the defaults of `aft-train` rest on: docs/log.md tells what was tried, this
 
 A study is a YAML file: `task`, `limit` (training documents), `dev_docs` (carved from the same rows) or `development`
 (rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`) and `runs` (a name, and
-the fields that differ; `limit` may differ too). No test document is touched, and development documents are
-measured once, after the last epoch. Runs that the table holds are not
-repeated: they are known by everything that a training depends on, not by name.
+the fields that differ; `limit` may differ too). No test document is touched, and development documents are measured
+once, after the last epoch. Runs that the table holds are not repeated: they are known by everything that a training
+depends on, not by name.
 """
 
 from __future__ import annotations
@@ -91,13 +91,18 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
 
 def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float]:
     """What is compared: accuracy by sum and by length-normalised sum, and the loss of either."""
-    from aft_harness.answers import answers
+    import torch
 
+    from aft_harness.examples import graded
+
+    requests = [request for example in examples for request in example.requests]
+    sums = iter(score for score, _ in lm.score_variants(requests, [lm.steering_for(booster)])[0])
+    scores = [torch.tensor([next(sums) for _ in example.requests], dtype=torch.float64) for example in examples]
     found: dict[str, float] = {"development_n": len(examples)}
     for suffix, norm in (("", "none"), ("_norm", "characters")):
-        (own,) = answers(lm, examples, [lm.steering_for(booster)], norm)
-        found[f"acc{suffix}"] = mean(bool(one.right) for one in own)
-        found[f"loss{suffix}"] = mean(one.loss for one in own)
+        own = [graded(example, part, norm) for example, part in zip(examples, scores, strict=True)]
+        found[f"acc{suffix}"] = mean(right for _, right in own)
+        found[f"loss{suffix}"] = mean(float(loss) for loss, _ in own)
     return found
 
 

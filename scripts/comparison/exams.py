@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from explore import examples_of
+
 from aft_harness.demo import model_folder
-from aft_harness.examples import FEWSHOT_SEED, Prompting, TaskSelection, load_tasks, task_examples
+from aft_harness.examples import FEWSHOT_SEED, TaskSelection, load_tasks
 from aft_harness.lm import SteeredHFLM
 from aft_harness.scoring import Request
 from aft_harness.task_folder import folder
@@ -40,19 +42,9 @@ def load() -> SteeredHFLM:
 
 def drawn(lm: Any, task: str, limit: int | None = None) -> Any:
     """Training and development examples of a task."""
-
-    def examples(selection: Any) -> Any:
-        ((chosen, loaded),) = load_tasks([selection], [str(folder())])
-        return task_examples(chosen, loaded, Prompting(), lm)
-
     develop = DEVELOP[task]
-    carved = develop if isinstance(develop, int) else 0
-    found = examples(TaskSelection(task, limit=limit or LEARN[task], dev_docs=carved))
-    if isinstance(develop, str):
-        known = {example.document for example in found.train}
-        own = examples(TaskSelection(task, train_docs=develop, dev_docs=10**6, development_only=True)).development
-        found = replace(found, development=[example for example in own if example.document not in known])
-    return found
+    how = {"development": develop} if isinstance(develop, str) else {"dev_docs": develop}
+    return examples_of({"task": task, **how}, limit or LEARN[task], lm)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from comparison.exams import CELLS
+from comparison.methods import best
 
+from aft_harness import plots
 from aft_harness.booster import write_atomically
 from aft_harness.statistics import Paired, compare
 
@@ -61,12 +63,12 @@ def _columns(paired: Paired) -> dict[str, Any]:
 def _setting(tried: Sequence[Mapping[str, Any]]) -> str:
     if not tried:
         return ""
-    best = min(tried, key=lambda one: (-one["development_accuracy"], one["development_loss"]))
-    if "rate" in best:
-        return f"rate {best['rate']:g} of {len(tried)}"
-    layers = best["layers"]
+    kept = tried[best(tried)]
+    if "rate" in kept:
+        return f"rate {kept['rate']:g} of {len(tried)}"
+    layers = kept["layers"]
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
-    return f"{where}, strength {best['strength']:g}, of {len(tried)}"
+    return f"{where}, strength {kept['strength']:g}, of {len(tried)}"
 
 
 def main_table(frame: pd.DataFrame, task: str) -> str:
@@ -115,31 +117,22 @@ def _points(value: float) -> str:
 
 def plot_parameters(frame: pd.DataFrame, path: Path) -> None:
     """Gain against learned numbers."""
-    pyplot = _pyplot()
-    own = frame[(frame["exam"] == "arc_easy") & (frame["metric"] == "acc") & (frame["learned"] == "arc_easy")]
-    own = own[~own["method"].str.contains("documents")]
-    figure, axis = pyplot.subplots(figsize=(7.2, 4), layout="constrained")
-    for row in own.to_dict("records"):
+    own = _on_arc(frame)
+    figure, axis = plots.backend().subplots(figsize=(7.2, 4), layout="constrained")
+    for row in own[~own["method"].str.contains("documents")].to_dict("records"):
         ours = row["method"].startswith("ours")
         low, high = 100 * (row["delta"] - row["ci_low"]), 100 * (row["ci_high"] - row["delta"])
         place = (row["parameters"], 100 * row["delta"])
         axis.errorbar(*place, yerr=[[low], [high]], fmt="o", color="#ff725c" if ours else "#4269d0", ecolor="#cccccc")
         axis.annotate(row["method"], place, textcoords="offset points", xytext=(6, 4), fontsize=8)
     axis.set_xscale("log")
-    axis.axhline(0, color="#888888", linewidth=0.8)
-    axis.set_xlabel("learned numbers")
-    axis.set_ylabel("change of acc on ARC-Easy (points)")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    _finish(figure, axis, "learned numbers", path)
 
 
 def plot_examples(frame: pd.DataFrame, path: Path) -> None:
     """Gain against training documents."""
-    pyplot = _pyplot()
-    own = frame[(frame["exam"] == "arc_easy") & (frame["metric"] == "acc") & (frame["learned"] == "arc_easy")]
     curve = []
-    for row in own.to_dict("records"):
+    for row in _on_arc(frame).to_dict("records"):
         match = re.fullmatch(r"ours, (\d+) documents", row["method"])
         if match or row["method"] == "ours":
             curve.append((int(match[1]) if match else 591, row))
@@ -147,26 +140,25 @@ def plot_examples(frame: pd.DataFrame, path: Path) -> None:
     counts = [count for count, _ in curve]
     deltas = np.array([100 * row["delta"] for _, row in curve])
     errors = [deltas - [100 * row["ci_low"] for _, row in curve], [100 * row["ci_high"] for _, row in curve] - deltas]
-    figure, axis = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
+    figure, axis = plots.backend().subplots(figsize=(7.2, 3.4), layout="constrained")
     axis.errorbar(counts, deltas, yerr=errors, fmt="o-", color="#ff725c", ecolor="#cccccc")
     axis.set_xscale("log")
     axis.set_xticks(counts, list(map(str, counts)))
     axis.minorticks_off()
+    _finish(figure, axis, "training documents", path)
+
+
+def _on_arc(frame: pd.DataFrame) -> pd.DataFrame:
+    """Methods that learned ARC-Easy, by `acc` on its test documents."""
+    return frame[(frame["exam"] == "arc_easy") & (frame["metric"] == "acc") & (frame["learned"] == "arc_easy")]
+
+
+def _finish(figure: Any, axis: Any, over: str, path: Path) -> None:
     axis.axhline(0, color="#888888", linewidth=0.8)
-    axis.set_xlabel("training documents")
+    axis.set_xlabel(over)
     axis.set_ylabel("change of acc on ARC-Easy (points)")
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    plots.save(figure, path)
 
 
 def write(output: Path, page: Path) -> None:
