@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from aft_harness import optimiser, steering
-from aft_harness.booster import Booster
+from aft_harness import documents, optimiser, steering
+from aft_harness.booster import Booster, base_model_key
 from aft_harness.errors import BoosterError, TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples
 from aft_harness.injections import ContextualInjection, Injection, StaticInjection
@@ -93,6 +93,7 @@ def train(
     licence: str | None = None,
     cache_limit: int = CACHE_LIMIT,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    start: Booster | None = None,
 ) -> Trained:
     """Learns a booster for `lm`'s model, which is left as it was.
 
@@ -104,9 +105,10 @@ def train(
         licence: Licence of the booster; recorded in the provenance.
         cache_limit: Bytes of hidden states kept in memory; what is beyond goes to a temporary file.
         on_progress: Called while hidden states are cached and after each optimiser step.
+        start: Where training starts; None, and layers that it lacks, start from no change.
 
     Raises:
-        TrainingError: The loss became NaN or infinite, or the objective does not fit the tasks.
+        TrainingError: The loss became NaN or infinite, the objective does not fit the tasks, or `start` the settings.
         ModelError: A layer out of range.
     """
     started = time.perf_counter()
@@ -117,7 +119,7 @@ def train(
     train_set = [example for task in tasks for example in task.train]
     dev_set = [example for task in tasks for example in task.development]
     watched: Sequence[Example] = dev_set or train_set[:WATCHED]
-    injections = {layer: _fresh(lm, settings, layer) for layer in chosen}
+    injections = _started(lm, settings, chosen, start)
     steps = settings.epochs * math.ceil(len(train_set) / settings.batch_size)
     epoch_losses: list[float] = []
     clock = _Clock()
@@ -170,7 +172,7 @@ def train(
             "kept_epoch": kept_epoch,
             "temperatures": lesson.temperatures,
         },
-        "training_sha256": training_identity(lm, tasks, settings),
+        "training_sha256": training_identity(lm, tasks, settings, start),
         "seed": settings.seed,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "epoch_losses": epoch_losses,
@@ -182,6 +184,8 @@ def train(
         "licence": licence,
         "documents": {"count": len(train_set), "hashes": sorted({example.document for example in train_set})},
     }
+    if start:
+        provenance |= _inherited(provenance, start)
     return Trained(
         booster=Booster(kept.injections, provenance),
         measured_on=measured_on,
@@ -206,11 +210,15 @@ def chosen_layers(layers: Sequence[int] | Literal["all"] | None, count: int) -> 
     return tuple(sorted({check_layer(layer, count) for layer in wanted}))
 
 
-def training_identity(lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings) -> str:
-    """SHA-256 of everything that a training depends on: model, dtype, settings, and the examples' very tokens."""
+def training_identity(
+    lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings, start: Booster | None = None
+) -> str:
+    """SHA-256 of all that a training depends on: model, dtype, settings, start, and the examples' very tokens."""
     digest = hashlib.sha256()
     layers = chosen_layers(settings.layers, len(lm.engine.layers))
     said = {**asdict(settings), "layers": layers, "model": lm.base_model.fingerprint, "dtype": str(lm.model.dtype)}
+    if start:
+        said["start"] = start.sha256
     digest.update(json.dumps(said, sort_keys=True).encode())
     for task in tasks:
         for example in (*task.development, None, *task.train):
@@ -231,17 +239,49 @@ def trained_before(path: Path, identity: str) -> Booster | None:
     return booster if booster.provenance.get("training_sha256") == identity else None
 
 
-def _fresh(lm: SteeredHFLM, settings: Settings, layer: int) -> Injection:
-    """An injection that changes nothing yet and can be trained."""
+def _started(lm: SteeredHFLM, settings: Settings, layers: Sequence[int], start: Booster | None) -> dict[int, Injection]:
+    """What is trained, by layer: the injections of `start`, and fresh ones where it has none."""
     size = steering.hidden_size(lm.model)
-    injection: Injection = StaticInjection.fresh(size)
+    given = start.injections if start else {}
+    base = start.provenance.get("base_model") if start else None
+    if isinstance(base, dict) and lm.base_model.differs_from(base):
+        raise TrainingError(f"--start was made for {base_model_key({'base_model': base})}, not for this model")
+    if start and start.hidden_size != size:
+        raise TrainingError(f"--start has vectors of {start.hidden_size} numbers, the model's layers give {size}")
+    if missing := set(given) - set(layers):
+        raise TrainingError(f"--start has layer {min(missing)}, which is not trained; name it in --layers")
+    if kinds := {one.spec["kind"] for one in given.values()} - {settings.kind}:
+        raise TrainingError(f"--start is {', '.join(kinds)}, --kind is {settings.kind}")
+    return {layer: _trainable(lm, given.get(layer) or _fresh(settings, size, layer)) for layer in layers}
+
+
+def _inherited(own: Mapping[str, Any], start: Booster) -> dict[str, Any]:
+    """What a provenance owes to the booster that training started from: its tasks and documents were learned, too."""
+    learned, before = own["documents"], dict(start.provenance)
+    hashes = documents.recorded_hashes(before) | set(learned["hashes"])
+    unlisted = documents.unlisted(before)
+    before.pop("documents", None)
+    return {
+        "start": {"booster_sha256": start.sha256, "provenance": before},
+        "tasks": [*own["tasks"], *before.get("tasks", [])],
+        "documents": {"count": len(hashes) + unlisted, "unlisted": unlisted, "hashes": sorted(hashes)},
+    }
+
+
+def _fresh(settings: Settings, size: int, layer: int) -> Injection:
+    """An injection that changes nothing yet."""
     if settings.kind == "contextual":
         seed = settings.seed * 1_000_003 + layer
-        injection = ContextualInjection.fresh(size, settings.rank, seed, settings.activation, settings.input_norm)
+        return ContextualInjection.fresh(size, settings.rank, seed, settings.activation, settings.input_norm)
+    return StaticInjection.fresh(size)
+
+
+def _trainable(lm: SteeredHFLM, injection: Injection) -> Injection:
+    """A copy of an injection that takes gradients."""
     # float32 at least: in half precision the small steps of Adam would be lost.
     dtype = torch.promote_types(lm.model.dtype, torch.float32)
     return injection.with_tensors(
-        {name: tensor.to(lm.device, dtype).requires_grad_() for name, tensor in injection.tensors.items()}
+        {name: tensor.to(lm.device, dtype, copy=True).requires_grad_() for name, tensor in injection.tensors.items()}
     )
 
 

@@ -6,7 +6,8 @@ What the defaults of `aft-train` rest on: docs/log.md tells what was tried, this
 
 A study is a YAML file: `task`, `limit` (training documents), `dev_docs` (carved from the same rows) or `development`
 (rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`) and `runs` (a name, and
-the fields that differ; `limit` may differ too). No test document is touched, and development documents are measured
+the fields that differ; `limit` may differ too, and `start: mean-difference` starts from that direction at the middle
+layer). No test document is touched, and development documents are measured
 once, after the last epoch. Runs that the table holds are not repeated: they are known by everything that a training
 depends on, not by name.
 """
@@ -33,7 +34,7 @@ def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
     values = {name: value for name, value in {**study.get("base", {}), **run}.items() if name in known}
     if isinstance(values.get("layers"), list):
         values["layers"] = tuple(values["layers"])
-    if unknown := set(run) - known - {"name", "limit"} | set(study.get("base", {})) - known:
+    if unknown := set(run) - known - {"name", "limit", "start"} | set(study.get("base", {})) - known:
         raise click.ClickException(f"{run.get('name')}: unknown settings {', '.join(sorted(unknown))}")
     return Settings(**values)
 
@@ -59,7 +60,7 @@ def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> Any:
 
 def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row for each run that the table does not hold."""
-    from aft_harness import training
+    from aft_harness import extraction, training
 
     if not len(table):
         task = examples_of(study, 1, lm)
@@ -67,11 +68,12 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
     for run in study["runs"]:
         settings = settings_of(study, run)
         task = examples_of(study, int(run.get("limit", study["limit"])), lm)
-        identity = training.training_identity(lm, [task], settings)
+        start = extraction.mean_difference(lm, task) if run.get("start") == "mean-difference" else None
+        identity = training.training_identity(lm, [task], settings, start)
         if len(table) and identity in set(table["training_sha256"]):
             continue
         click.echo(f"{run['name']} ...", err=True)
-        done = training.train(lm, [replace(task, development=[])], settings)
+        done = training.train(lm, [replace(task, development=[])], settings, start=start)
         told = {name: value for name, value in asdict(settings).items() if name != "split_seed"}
         yield {
             "task": study["task"],

@@ -65,6 +65,15 @@ def test_a_seed_makes_the_same_booster_on_any_run(model: str, in_tmp: Path) -> N
     assert Booster.load("a.safetensors").sha256 == Booster.load("b.safetensors").sha256
 
 
+def test_training_starts_from_a_booster_at_its_strength(model: str, in_tmp: Path) -> None:
+    first = ["--limit", "6", "--epochs", "1", "--layer", "1"]
+    assert train(model, *first).exit_code == 0
+    begun = ["--limit", "1", "--epochs", "1", "--layer", "1", "--lr", "1e-9", "--start", "a.safetensors:2"]
+    assert train(model, *begun, output="b.safetensors").exit_code == 0
+    vectors = [Booster.load(f"{name}.safetensors").injections[1].tensors["vector"] for name in "ab"]
+    torch.testing.assert_close(vectors[1], 2 * vectors[0])
+
+
 def test_mixtures_take_limits_and_weights_by_task(model: str, in_tmp: Path) -> None:
     options = ["--limit", "6", "--limit", "toy_text=3", "--weight", "toy_text=0.5", "--epochs", "1"]
     assert train(model, *options, tasks="toy_choice,toy_text").exit_code == 0
@@ -96,6 +105,8 @@ BAD_TRAINING = {
     "model": (["--model", "nowhere/at-all"], "nowhere/at-all"),
     "include path": (["--include-path", "nowhere"], "--include-path nowhere"),
     "model argument": (["--model-args", "max_length"], "--model-args max_length"),
+    "start": (["--start", "nowhere.safetensors"], "nowhere.safetensors: no such booster"),
+    "start of automatic layers": (["--start", "a.safetensors", "--layer", "auto"], "--start"),
     "objective": (["--tasks", "toy_text", "--objective", "choice"], "toy_text has no choices"),
 }
 

@@ -57,9 +57,21 @@ def test_a_method_that_failed_is_named_with_its_error(report: Any) -> None:
 
 def test_the_table_is_sorted_by_the_change(report: Any) -> None:
     found = [cell("zero-shot", 0, ZERO, 0), cell("worse", 0, [0] * 10), cell("better", 0, [1] * 10)]
+    for one in found:  # by length-normalised sums, all do as the unchanged model
+        one["outcomes"]["arc_easy"]["acc_norm"] = list(map(float, ZERO))
     lines = report.main_table(pd.DataFrame(report.rows(found)), "arc_easy").splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| better", "| zero-shot", "| worse"]
     assert "| 100.0% | +50.0 [" in lines[0] and "-50.0 [" in lines[2]
+    assert [line.split(" | ")[8] for line in lines] == ["+0.0, 1", "50.0%", "+0.0, 1"]
+
+
+def test_what_is_learned_and_what_it_costs_are_read_by_each_tasks_own_metric(report: Any) -> None:
+    found = [cell("zero-shot", 0, ZERO, 0), cell("ours", 0, ZERO)]
+    for one, right in zip(found, (0, 1), strict=True):
+        one["outcomes"]["hellaswag"] = {"acc": [0.0] * 10, "acc_norm": [float(right)] * 10}
+    frame = pd.DataFrame(report.rows(found))
+    assert report.elsewhere_table(frame).splitlines()[2] == "| ours | ARC-Easy | +0.0 | +100.0* | +0.0% |"
+    assert "| 0.0% |" in report.main_table(frame, "hellaswag").splitlines()[2]
 
 
 def test_the_setting_that_was_right_most_often_is_kept(report: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness import scoring
+from aft_harness.booster import Booster
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.lesson import Lesson, Score
@@ -327,6 +328,47 @@ def test_provenance_tells_the_whole_story(make_lm: Any) -> None:
     assert told["before"]["loss"] == trained.before.loss and told["after"]["n"] == 4
     assert [progress.step for progress in seen if progress.step] == list(range(1, 7)) and seen[-1].steps == 6
     assert trained.relative_norm[2] > 0 and trained.seconds > 0
+
+
+def test_training_goes_on_from_a_booster_and_remembers_what_that_learned(make_lm: Any) -> None:
+    lm = make_lm()
+    task = examples(lm, limit=4)
+    other = examples(lm, train_docs="test[0:3]")
+    settings = Settings(layers=(1,), epochs=1, lr=0.1, rate_unit="absolute", batch_size=100)
+    first = train(lm, [other], settings).booster
+    start = Booster.static({1: torch.linspace(-1, 1, first.hidden_size)}, first.provenance)
+    kept = start.sha256
+    given = train(lm, [task], settings, start=start)
+    # One step of Adam goes a rate in the direction of the sign of the gradient, from wherever it starts.
+    (gone,) = vectors_of(given)
+    torch.testing.assert_close((gone - start.injections[1].tensors["vector"]).abs(), torch.full_like(gone, 0.1))
+    assert start.sha256 == kept, "the booster that training started from was changed"
+    told = given.booster.provenance
+    assert told["start"]["booster_sha256"] == kept and "documents" not in told["start"]["provenance"]
+    assert set(told["documents"]["hashes"]) == {one.document for one in (*task.train, *other.train)}
+    assert [one["split"] for one in told["tasks"]] == [task.split, other.split]
+    assert told["training_sha256"] != train(lm, [task], settings).booster.provenance["training_sha256"]
+    more = train(lm, [task], replace(settings, layers=(0, 1)), start=start).booster
+    assert more.injections[0].tensors["vector"].abs().max() <= 0.1001 < more.injections[1].tensors["vector"].abs().max()
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "reason"),
+    [
+        (Booster.static({1: torch.ones(3)}), {}, "--start has vectors of 3 numbers"),
+        (Booster.static({0: torch.ones(32)}), {}, "--start has layer 0, which is not trained"),
+        (Booster.static({1: torch.ones(32)}), {"kind": "contextual"}, "--start is static, --kind is contextual"),
+        (
+            Booster.static({1: torch.ones(32)}, {"base_model": {"name": "other", "fingerprint": "0" * 64}}),
+            {},
+            "--start was made for other",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(make_lm: Any, start: Booster, changes: Any, reason: str) -> None:
+    lm = make_lm()
+    with pytest.raises(TrainingError, match=reason):
+        train(lm, [examples(lm, limit=2)], Settings(layers=(1,), epochs=1, **changes), start=start)
 
 
 def test_a_request_that_cannot_train_is_refused(make_lm: Any) -> None:

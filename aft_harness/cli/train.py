@@ -35,6 +35,11 @@ from aft_harness.errors import TrainingError
 )
 @training_options
 @click.option(
+    "--start",
+    metavar="V.safetensors[:S]",
+    help="Go on from this booster, as vector= of steered-hf names it.  [default: no change]",
+)
+@click.option(
     "--cache-limit",
     type=click.FloatRange(min=0),
     default=2.0,
@@ -51,6 +56,7 @@ def train(
     prompting: dict[str, Any],
     layers: str | None,
     hyperparameters: dict[str, Any],
+    start: str | None,
     cache_limit: float,
     licence: str | None,
     output: str,
@@ -59,12 +65,18 @@ def train(
     check_output(output)
     automatic = layers == "auto"
     indices = None if automatic else _layers(layers)
+    if automatic and start:
+        raise TrainingError("--start has layers of its own: it cannot be used with --layer auto")
     with quiet():
-        from aft_harness import examples, sweep, training
+        from aft_harness import examples, references, sweep, training
 
         chosen = selections(**drawing)
         how = settings(hyperparameters, layers=indices, split_seed=drawing["split_seed"])
         formatted = examples.Prompting(**prompting)
+        booster = None
+        if start:
+            booster, strength = references.load(start)
+            booster = booster.scaled(strength)
         loaded = examples.load_tasks(chosen, formatted.include_path)
         lm = load_model(**model)
         tasks = drawn(lm, loaded, formatted, how.split_seed)
@@ -76,7 +88,7 @@ def train(
                 )
             else:
                 tried = {}
-                trained = training.train(lm, tasks, how, formatted, licence, int(cache_limit * 2**30), update)
+                trained = training.train(lm, tasks, how, formatted, licence, int(cache_limit * 2**30), update, booster)
     trained.booster.save(output)
     for layer, result in tried.items():
         star = "*" if layer in trained.booster.layers else " "
