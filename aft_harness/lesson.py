@@ -19,7 +19,7 @@ from aft_harness.errors import TrainingError
 from aft_harness.examples import Example, TaskExamples, graded, ranked
 from aft_harness.packing import Batch, Row
 from aft_harness.recipe import ChoiceNorm, Objective
-from aft_harness.scoring import Engine, Request, joined
+from aft_harness.scoring import Engine, Request
 from aft_harness.states import StateStore
 
 TOKENS_PER_PASS = 4096
@@ -264,7 +264,7 @@ class Lesson:
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[Batch, list[tuple[int, ...]]]]:
         """Batches over some rows, each with the indices of the rows that its rows are made of."""
         width = self._width if self._engine.packed else 1
-        groups = joined([self._rows[index] for index in rows], width)
+        groups = packing.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
         for batch in packing.batches([row for row, _ in groups], TOKENS_PER_PASS, most):

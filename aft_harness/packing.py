@@ -373,6 +373,17 @@ def fitted(widths: Sequence[int], width: int) -> list[list[int]]:
     ]
 
 
+def joined(rows: Sequence[Row], width: int) -> list[tuple[Row, tuple[int, ...]]]:
+    """Puts rows one after another into fewer rows of at most `width` columns; their tokens still don't see each other.
+
+    Returns:
+        Each new row with the indices of the rows it is made of, in order, so that what is stored by row can be joined
+        the same way.
+    """
+    groups = fitted([len(row) for row in rows], width)
+    return [(_concatenated([rows[index] for index in group]), tuple(group)) for group in groups]
+
+
 def _pad(rows: Sequence[Row]) -> Batch:
     """Pad rows, the widest of which comes first."""
     shape = (len(rows), len(rows[0]))
@@ -384,3 +395,16 @@ def _pad(rows: Sequence[Row]) -> Batch:
         position_ids[index, : len(row)] = row.depth
         subtree_end[index, : len(row)] = row.subtree_end
     return Batch(input_ids, position_ids, subtree_end, tuple(rows))
+
+
+def _concatenated(rows: Sequence[Row]) -> Row:
+    offsets = [0]
+    for row in rows:
+        offsets.append(offsets[-1] + len(row))
+    return Row(
+        tokens=torch.cat([row.tokens for row in rows]),
+        depth=torch.cat([row.depth for row in rows]),
+        subtree_end=torch.cat([row.subtree_end + offset for row, offset in zip(rows, offsets, strict=False)]),
+        members=tuple(member for row in rows for member in row.members),
+        tails=tuple(tail + offset for row, offset in zip(rows, offsets, strict=False) for tail in row.tails),
+    )

@@ -507,27 +507,3 @@ def _telling(batch: Batch) -> list[tuple[Row, int]]:
 
 def _pairs(scores: Scores) -> list[tuple[float, bool]]:
     return list(zip(map(float, scores.loglikelihoods.tolist()), scores.greedy.tolist(), strict=True))
-
-
-def joined(rows: Sequence[Row], width: int) -> list[tuple[Row, tuple[int, ...]]]:
-    """Puts rows one after another into fewer rows of at most `width` columns; their tokens still don't see each other.
-
-    Returns:
-        Each new row with the indices of the rows it is made of, in order, so that what is stored by row can be joined
-        the same way.
-    """
-    groups = packing.fitted([len(row) for row in rows], width)
-    return [(_concatenated([rows[index] for index in group]), tuple(group)) for group in groups]
-
-
-def _concatenated(rows: Sequence[Row]) -> Row:
-    offsets = [0]
-    for row in rows:
-        offsets.append(offsets[-1] + len(row))
-    return Row(
-        tokens=torch.cat([row.tokens for row in rows]),
-        depth=torch.cat([row.depth for row in rows]),
-        subtree_end=torch.cat([row.subtree_end + offset for row, offset in zip(rows, offsets, strict=False)]),
-        members=tuple(member for row in rows for member in row.members),
-        tails=tuple(tail + offset for row, offset in zip(rows, offsets, strict=False) for tail in row.tails),
-    )

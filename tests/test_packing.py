@@ -20,7 +20,18 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from aft_harness.packing import Batch, Row, additive_mask, batches, choose_width, fitted, pack, stats, visible
+from aft_harness.packing import (
+    Batch,
+    Row,
+    additive_mask,
+    batches,
+    choose_width,
+    fitted,
+    joined,
+    pack,
+    stats,
+    visible,
+)
 
 Sequences = list[list[int]]
 Drawn = tuple[Sequences, list[int]]
@@ -314,6 +325,20 @@ def test_fitted_rows_are_all_there_and_as_narrow_as_allowed(sizes: list[int], wi
     # No two of them could be one: the least that any fit must do.
     totals = sorted(sum(sizes[index] for index in group) for group in groups)
     assert len(totals) < 2 or totals[0] + totals[1] > width
+
+
+def test_joined_rows_do_not_see_each_other() -> None:
+    rows = pack([(1, 2, 3), (1, 2, 4), (9, 8)], [2, 1, 1], 1)
+    ((row, parts),) = joined(rows, 100)
+    assert parts == (0, 1, 2) and len(row) == sum(map(len, rows))
+    batch = batches([row], 100)[0]
+    seen = visible(batch.subtree_end, batch.position_ids)[0]
+    blocks = torch.block_diag(*(torch.ones(len(part), len(part)).tril() for part in rows))
+    assert torch.equal(seen, blocks.bool())
+    for member, tail in zip(row.members, row.tails, strict=True):
+        original = next(part for part in rows if member in part.members)
+        assert torch.equal(row.tokens[tail], original.tokens[original.tails[original.members.index(member)]])
+    assert [len(part) for _, part in joined(rows, 4)] == [1, 1, 1]
 
 
 # Visibility

@@ -8,7 +8,7 @@ import torch
 
 from aft_harness import packing
 from aft_harness.booster import Booster
-from aft_harness.scoring import Engine, Request, joined
+from aft_harness.scoring import Engine, Request
 from aft_harness.steering import Steering, decoder_layers
 
 PACKABLE = {
@@ -277,20 +277,6 @@ def test_single_precision_keeps_the_attention_it_has(tiny_model: Any) -> None:
     model = tiny_model("llama")
     with engine(model).differentiated():
         assert model.config._attn_implementation == "sdpa"
-
-
-def test_joined_rows_do_not_see_each_other() -> None:
-    rows = packing.pack([(1, 2, 3), (1, 2, 4), (9, 8)], [2, 1, 1], 1)
-    ((row, parts),) = joined(rows, 100)
-    assert parts == (0, 1, 2) and len(row) == sum(map(len, rows))
-    batch = packing.batches([row], 100)[0]
-    seen = packing.visible(batch.subtree_end, batch.position_ids)[0]
-    blocks = torch.block_diag(*(torch.ones(len(part), len(part)).tril() for part in rows))
-    assert torch.equal(seen, blocks.bool())
-    for member, tail in zip(row.members, row.tails, strict=True):
-        original = next(part for part in rows if member in part.members)
-        assert torch.equal(row.tokens[tail], original.tokens[original.tails[original.members.index(member)]])
-    assert [len(part) for _, part in joined(rows, 4)] == [1, 1, 1]
 
 
 def test_the_last_mlp_runs_only_where_a_token_is_predicted(tiny_model: Any) -> None:
