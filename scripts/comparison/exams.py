@@ -18,7 +18,7 @@ from aft_harness.task_folder import folder
 
 CELLS = Path(__file__).parents[2] / "leaderboards" / "comparison" / "cells"
 """Where the outcome of each document is kept, of every method, task and seed that is done."""
-LEARN = {"arc_easy": 594, "hellaswag": 300, "gsm8k_easy": 600}
+LEARN = {"arc_easy": 594, "hellaswag": 200, "gsm8k_easy": 600}
 """Training documents of each task, at most."""
 DEVELOP = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
 """Development documents: rows of a split that nothing evaluates, or so many that are carved from the training split."""
