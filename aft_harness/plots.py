@@ -53,7 +53,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], over: str, path: Path) -> None
 
 
 def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
-    """Draws a heat map: what boosters were trained on by what they were evaluated on.
+    """Draws a heat map for each model: what boosters were trained on by what they were evaluated on.
 
     A cell tells the change in the metric's own unit, points for fractions, and is blue where the model got better and
     red where it got worse, in proportion to its column's largest change. A star marks what stands after correction at
@@ -69,16 +69,47 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
     check_format(path)
     if rows.empty:
         raise TaskError(f"{path}: there is no row to draw")
+    ordered = rows.sort_values("seed", key=lambda seeds: seeds != "pooled", kind="stable")
+    cells = ordered.drop_duplicates([*_MODEL, *_BOOSTER, "task"])
+    panels = [_named(own) for _, own in cells.groupby(_MODEL, sort=False)]
+    sizes = [own["source"].nunique() for own in panels]
+    widest = max(own["task"].nunique() for own in panels)
+    figure, axes = backend().subplots(
+        len(panels),
+        1,
+        figsize=(2.6 + 1.35 * widest, sum(1.3 + 0.55 * size for size in sizes)),
+        height_ratios=sizes,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, own in zip(axes[:, 0], panels, strict=True):
+        _draw_transfer(axis, own)
+        if len(panels) > 1:
+            first = own.iloc[0]
+            axis.set_title(f"{first['model']}, {first['dtype']}", fontsize=10)
+    save(figure, path)
+
+
+_MODEL = ["model", "revision", "dtype"]
+_BOOSTER = ["booster", "trained_n", "objective", "strength"]
+
+
+def _named(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one model with a `source`: as short a name of each booster as tells it from the others."""
+    source = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
+    for told in ([], *(_BOOSTER[:count] for count in range(1, len(_BOOSTER) + 1))):
+        named = cells.assign(source=cells[told].astype(str).agg(", ".join, axis=1) if told else source)
+        if not named.duplicated(["source", "task"]).any():
+            break
+    return named
+
+
+def _draw_transfer(axis: Any, cells: pd.DataFrame) -> None:
+    """The heat map of one model."""
     from lm_eval.api.registry import is_higher_better
 
     pyplot = backend()
-    ordered = rows.sort_values("seed", key=lambda seeds: seeds != "pooled", kind="stable")
-    cells = ordered.drop_duplicates(["trained_on", "layers", "method", "task"]).copy()
-    cells["source"] = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
-    if cells.duplicated(["source", "task"]).any():
-        cells["source"] = cells["booster"]
     sources, tasks = list(dict.fromkeys(cells["source"])), list(dict.fromkeys(cells["task"]))
-    figure, axis = pyplot.subplots(figsize=(2.6 + 1.35 * len(tasks), 1.3 + 0.55 * len(sources)), layout="constrained")
     axis.set(xlim=(0, len(tasks)), ylim=(len(sources), 0))
     labels = []
     for column, task in enumerate(tasks):
@@ -100,7 +131,6 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    save(figure, path)
 
 
 def check_format(path: Path) -> None:

@@ -236,3 +236,20 @@ def test_the_heat_map_is_drawn_the_same_each_time(tmp_path: Path, form: str) -> 
         assert b"<svg" in drawn
     with pytest.raises(TaskError, match=r"ends in \.png or \.svg"):
         plot_transfer(load(tmp_path / "l.csv"), tmp_path / "map.pdf")
+
+
+def test_the_heat_map_loses_no_model_and_no_booster(tmp_path: Path) -> None:
+    other = {"name": "other", "fingerprint": "e" * 64}
+    found = rows(
+        [
+            *(run({"a": lines([0, 0, 1])}, base=base) for base in (None, other)),
+            *(run({"a": lines([1, 0, 1])}, sha, base=base) for sha, base in (("s", None), ("t", other))),
+            run({"a": lines([1, 1, 1])}, "u", trained_n=10),
+        ]
+    )
+    add(tmp_path / "l.csv", found)
+    plot_transfer(load(tmp_path / "l.csv"), tmp_path / "map.svg")
+    drawn = (tmp_path / "map.svg").read_text()  # each text of the picture stands in a comment before its glyphs
+    for told in ("toy, float32", "other, float32", "aft a L3-4, 9", "aft a L3-4, 10", "+33.3", "+66.7"):
+        assert f"<!-- {told} -->" in drawn
+    assert drawn.count("<!-- +33.3 -->") == 2
