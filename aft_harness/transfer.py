@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import aft_harness
 from aft_harness import evaluation, leaderboard, packing, training
@@ -28,6 +31,9 @@ from aft_harness.recipe import Settings
 from aft_harness.samples import bounds
 from aft_harness.score_store import ScoreStore
 from aft_harness.training import Progress
+
+TRIAL_STEPS = 8
+"""Tokens that a trial of writing writes."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,8 @@ def _identity(lm: SteeredHFLM, task: Evaluation, boosters: Sequence[Booster], pl
 def estimates(lm: SteeredHFLM, plan: Plan, folder: Path) -> Iterator[tuple[str, float | None]]:
     """Every cell of a plan with about how many seconds it takes; None where it is done already.
 
-    From the tokens that a cell lays out and the speed of a short trial. Generation counts to its longest, and a
-    backward pass as two forward ones, so that the truth is rather less.
+    From the tokens that a cell lays out and the speed of short trials. A backward pass counts as two forward ones, and
+    a text as the longest that it may be.
     """
     cells = trainings(lm, plan)
     count = len(lm.engine.layers)
@@ -185,8 +191,12 @@ def estimates(lm: SteeredHFLM, plan: Plan, folder: Path) -> Iterator[tuple[str, 
         these = [(one, booster) for one, booster in made if task.takes(one.settings.seed)]
         boosters = [booster for _, booster in these if booster]
         done = len(boosters) == len(these) and _result(lm, task, boosters, plan, folder).is_file()
-        uppers = [1 - lowest[one.identity] / count for one, _ in these]
-        yield f"evaluate {task.task}, {len(these)} boosters", None if done else second * _cost(lm, task, plan, uppers)
+        seconds = None
+        if not done:
+            uppers = [1 - lowest[one.identity] / count for one, _ in these]
+            tokens, steps = _cost(lm, task, plan, uppers)
+            seconds = second * tokens + (steps * _seconds_per_step(lm, cells[0]) if steps else 0.0)
+        yield f"evaluate {task.task}, {len(these)} boosters", seconds
 
 
 def _seconds_per_token(lm: SteeredHFLM, one: Training) -> float:
@@ -199,23 +209,50 @@ def _seconds_per_token(lm: SteeredHFLM, one: Training) -> float:
     return seconds / _tokens(examples)
 
 
+def _seconds_per_step(lm: SteeredHFLM, one: Training) -> float:
+    """Of writing one token in each text of a batch."""
+    prompts = [example.requests[0].context for example in one.tasks[0].train[: _texts(lm)]]
+    width = min(map(len, prompts))
+    tokens = torch.tensor([prompt[-width:] for prompt in prompts], device=lm.device)
+    settings: dict[str, Any] = {"do_sample": False, "pad_token_id": lm.eot_token_id}
+    seconds = []
+    for count in (1, 1, 1 + TRIAL_STEPS):  # the first text warms up, the second is all that is not a further step
+        start = time.perf_counter()
+        lm.model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), min_new_tokens=count, max_new_tokens=count, **settings
+        )
+        seconds.append(time.perf_counter() - start)
+    return max(seconds[2] - seconds[1], 0.0) / TRIAL_STEPS
+
+
+def _texts(lm: SteeredHFLM) -> int:
+    """Texts that are written at a time."""
+    return lm.batch_size if isinstance(lm.batch_size, int) else 1
+
+
 def _tokens(examples: Sequence[Example]) -> int:
     """Distinct tokens that examples lay out."""
     sequences = [request.inputs for example in examples for request in example.requests]
     return packing.stats(packing.pack(sequences, [1] * len(sequences), 256))[0] if sequences else 0
 
 
-def _cost(lm: SteeredHFLM, task: Evaluation, plan: Plan, uppers: Sequence[float]) -> float:
-    """Tokens that an evaluation runs through all layers, of so many variants that run a fraction of them each."""
-    total = 0.0
+def _cost(lm: SteeredHFLM, task: Evaluation, plan: Plan, uppers: Sequence[float]) -> tuple[float, int]:
+    """What an evaluation takes of variants that run a fraction of the layers each.
+
+    Returns:
+        Tokens that are read through all layers, and steps of a batch of texts that are written.
+    """
+    tokens, steps = 0.0, 0
     for _, loaded in load_tasks([TaskSelection(task.task)], plan.prompting.include_path):
         start, stop = bounds(task.docs) if task.docs else (0, task.limit)
         rows = f"{loaded.config.test_split or loaded.config.validation_split}[{start or ''}:{stop or ''}]"
         writing, longest = loaded.OUTPUT_TYPE == "generate_until", (loaded.config.generation_kwargs or {})
         examples = task_examples(TaskSelection(task.task, train_docs=rows), loaded, plan.prompting, lm).train
         if writing:  # every variant reads and writes on its own
-            written = int(longest.get("max_gen_toks") or lm.max_gen_toks) * len(examples)
-            total += (1 + len(uppers)) * (_tokens(examples) + written)
+            variants = 1 + len(uppers)
+            tokens += variants * _tokens(examples)
+            written = int(longest.get("max_gen_toks") or lm.max_gen_toks)
+            steps += variants * written * math.ceil(len(examples) / _texts(lm))
         else:
-            total += _tokens(examples) * (1 + sum(uppers))
-    return total
+            tokens += _tokens(examples) * (1 + sum(uppers))
+    return tokens, steps

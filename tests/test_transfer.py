@@ -169,6 +169,19 @@ def test_a_dry_run_tells_what_is_left(plan: Path, tmp_path: Path) -> None:
     assert after.stdout.count("done") == 6 and "about 0.0 min in all" in after.stdout
 
 
+def test_texts_are_counted_as_long_as_they_may_be(checkpoint: str) -> None:
+    told = {
+        "models": [checkpoint],
+        "train": ["toy_choice"],
+        "evaluate": {"toy_text": {"docs": "0:6"}, "toy_choice": {}},
+    }
+    lm = SteeredHFLM(checkpoint, device="cpu", batch_size=4)
+    plan = Plan.of({**told, "include_path": [TOYS]})
+    written, chosen = (transfer._cost(lm, task, plan, [1.0, 0.5]) for task in plan.evaluations)
+    assert written[1] == 3 * 8 * 2  # the unchanged model and two boosters, each in batches of 4 and 2 texts of 8 tokens
+    assert chosen[1] == 0 < chosen[0]
+
+
 def test_small_studies_need_no_file(checkpoint: str, tmp_path: Path) -> None:
     common = ["transfer", "--folder", str(tmp_path / "w"), "--to", str(tmp_path / "l.csv"), "--include_path", TOYS]
     small = ["--model", checkpoint, "--train", "toy_choice", "--evaluate", "toy_choice=0:5", "--layers", "1"]
