@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
     """Draws a heat map for each model: what boosters were trained on by what they were evaluated on.
 
     A cell tells the change in the metric's own unit, points for fractions, and is blue where the model got better and
-    red where it got worse, in proportion to its column's largest change. A star marks what stands after correction at
-    5%.
+    red where it got worse, in proportion to its column's largest change, or to twice the change that its documents
+    could have shown, so that noise stays pale. A star marks what stands after correction at 5%.
 
     Args:
         rows: Of one leaderboard, see `leaderboard.load`; of several of one cell, the pooled one counts, or the first.
@@ -117,17 +118,20 @@ def _draw_transfer(axis: Any, cells: pd.DataFrame) -> None:
         metric = own["metric"].iloc[0]
         sign = -1 if is_higher_better(metric) is False else 1
         scale = 100 if (own["metric"] == metric).all() and _fraction(own) else 1
-        largest = own["delta"].abs().max() or 1.0
+        largest = max(own["delta"].abs().max(), 2 * own["min_detectable"].min()) or 1.0
         labels.append(f"{task}\n{metric}\nn = {own['n'].iloc[0]}, {scale * own['baseline'].iloc[0]:.3g}")
         for _, cell in own.iterrows():
             row = sources.index(cell["source"])
-            shade = pyplot.get_cmap("RdBu")(0.5 + 0.4 * sign * cell["delta"] / largest)
+            part = sign * cell["delta"] / largest
+            shade = pyplot.get_cmap("RdBu")(0.5 + 0.4 * part)
             axis.add_patch(pyplot.Rectangle((column, row), 1, 1, color=shade, linewidth=0))
             star = "*" if pd.notna(cell["p_holm"]) and cell["p_holm"] < 0.05 else ""
             text = f"{scale * cell['delta']:+.{1 if scale == 100 else 3}f}{star}"
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10)
+            ink = "white" if abs(part) > 0.7 else "black"
+            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, color=ink)
     axis.set_xticks([column + 0.5 for column in range(len(tasks))], labels, fontsize=8)
-    axis.set_yticks([row + 0.5 for row in range(len(sources))], sources, fontsize=9)
+    names = [textwrap.fill(source.replace("+", " + "), 24) for source in sources]
+    axis.set_yticks([row + 0.5 for row in range(len(sources))], names, fontsize=9)
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
