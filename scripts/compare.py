@@ -13,7 +13,6 @@ columns mean.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -78,7 +77,7 @@ def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
 
 def examined(fitted: Fitted, method: str, task: str) -> dict[str, Any]:
     """Outcomes of every exam, and the perplexity of plain text."""
-    from comparison.exams import asked, exam, passages
+    from comparison.exams import asked, exam, passages, perplexity
 
     wanted = asked("hellaswag" if method == "zero-shot" else task)
     if fitted.shots:
@@ -90,9 +89,7 @@ def examined(fitted: Fitted, method: str, task: str) -> dict[str, Any]:
         click.echo(f"    {name}: acc {sum(outcomes[name]['acc']) / len(outcomes[name]['acc']):.1%}", err=True)
     if fitted.shots:
         return {"outcomes": outcomes, "perplexity": None}
-    texts = passages()
-    nats = -sum(fitted.score(texts)) / sum(len(text.continuation) for text in texts)
-    return {"outcomes": outcomes, "perplexity": math.exp(nats)}
+    return {"outcomes": outcomes, "perplexity": perplexity(fitted.score, passages())}
 
 
 @click.command()

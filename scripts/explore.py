@@ -92,19 +92,23 @@ def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[
 
 
 def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float]:
-    """What is compared: accuracy by sum and by length-normalised sum, and the loss of either."""
+    """What is compared: accuracy by sum and by length-normalised sum, the loss of either; perplexity of plain text."""
     import torch
+    from comparison.exams import passages, perplexity
 
     from aft_harness.examples import graded
 
-    requests = [request for example in examples for request in example.requests]
-    sums = iter(score for score, _ in lm.score_variants(requests, [lm.steering_for(booster)])[0])
+    def score(requests: Sequence[Any]) -> list[float]:
+        return [found for found, _ in lm.score_variants(list(requests), [lm.steering_for(booster)])[0]]
+
+    sums = iter(score([request for example in examples for request in example.requests]))
     scores = [torch.tensor([next(sums) for _ in example.requests], dtype=torch.float64) for example in examples]
     found: dict[str, float] = {"development_n": len(examples)}
     for suffix, norm in (("", "none"), ("_norm", "characters")):
         own = [graded(example, part, norm) for example, part in zip(examples, scores, strict=True)]
         found[f"acc{suffix}"] = mean(right for _, right in own)
         found[f"loss{suffix}"] = mean(float(loss) for loss, _ in own)
+    found["perplexity"] = perplexity(score, passages(lm))
     return found
 
 
@@ -133,7 +137,7 @@ def main(study: Path, model: str | None, dtype: str, output: Path) -> None:
                 trained_for = f"{row['relative_norm']:.1%}, {row['seconds']:.0f} s" if "seconds" in row else ""
                 click.echo(
                     f"{row['run']}: acc {row['acc']:.1%}, acc_norm {row['acc_norm']:.1%}, loss {row['loss']:.4f}, "
-                    f"{row['loss_norm']:.4f}, {trained_for}"
+                    f"{row['loss_norm']:.4f}, perplexity {row['perplexity']:.1f}, {trained_for}"
                 )
     except AftError as error:
         raise click.ClickException(str(error)) from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,15 +95,20 @@ def encoder() -> Any:
 
 
 @cache
-def passages() -> list[Any]:
+def passages(lm: Any = None) -> list[Any]:
     """Plain text, to be predicted from its first token."""
     ((_, loaded),) = load_tasks([TaskSelection("hellaswag")])
-    lm = encoder()
+    lm = lm or encoder()
     texts = []
     for doc in loaded.validation_docs().select(range(*PASSAGES)):
         tokens = lm.tok_encode(f"{doc['query']} {doc['choices'][int(doc['gold'])]}")
         texts.append(Request((tokens[0],), tuple(tokens[1:])))
     return texts
+
+
+def perplexity(score: Callable[[Sequence[Any]], list[float]], texts: Sequence[Any]) -> float:
+    """Of texts, by their summed loglikelihoods; the mean is over tokens."""
+    return math.exp(-sum(score(texts)) / sum(len(text.continuation) for text in texts))
 
 
 def asked(task: str) -> dict[str, int | None]:
