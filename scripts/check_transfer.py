@@ -63,7 +63,7 @@ def whole(model: str, folder: Path) -> float:
 
 def undated(path: Path) -> pd.DataFrame:
     """A leaderboard without what may differ."""
-    return pd.read_csv(path).drop(columns=["date"])
+    return pd.read_csv(path, dtype={"seed": str}).drop(columns=["date"])
 
 
 def stock(model: str, folder: Path, booster: Path) -> Path:
@@ -85,10 +85,10 @@ def stock(model: str, folder: Path, booster: Path) -> Path:
 def same_rows(ours: pd.DataFrame, theirs: pd.DataFrame) -> int:
     """Compares each row of `theirs` with the row of ours that is about the same run, and gives their number."""
     key = ["booster_sha256", "task", "metric", "seed"]
-    common = ours.drop(columns="p_holm").merge(theirs[key].astype(ours[key].dtypes.to_dict()), on=key)
-    order = theirs.drop(columns="p_holm").sort_values(key).reset_index(drop=True)
-    pd.testing.assert_frame_equal(common.sort_values(key).reset_index(drop=True)[order.columns], order)
-    return len(order)
+    common = ours.merge(theirs[key], on=key)
+    parts = [frame.drop(columns="p_holm").sort_values(key).reset_index(drop=True) for frame in (common, theirs)]
+    pd.testing.assert_frame_equal(*parts, check_exact=True)
+    return len(theirs)
 
 
 @click.command()
@@ -107,7 +107,7 @@ def main(folder: Path, seed: int) -> None:
     draw = random.Random(seed)
     killed(model, folder / "killed", [draw.uniform(0, seconds / 3) for _ in range(5)])
     ours = undated(folder / "undisturbed" / "leaderboard.csv")
-    pd.testing.assert_frame_equal(undated(folder / "killed" / "leaderboard.csv"), ours)
+    pd.testing.assert_frame_equal(undated(folder / "killed" / "leaderboard.csv"), ours, check_exact=True)
     click.echo(f"killed five times: the same {len(ours)} rows")
     booster = sorted((folder / "undisturbed" / "work" / "boosters").glob("*.safetensors"))[0]
     count = same_rows(ours, undated(stock(model, folder / "stock", booster)))
