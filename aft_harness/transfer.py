@@ -194,8 +194,8 @@ def estimates(lm: SteeredHFLM, plan: Plan, folder: Path) -> Iterator[tuple[str, 
         seconds = None
         if not done:
             uppers = [1 - lowest[one.identity] / count for one, _ in these]
-            tokens, steps = _cost(lm, task, plan, uppers)
-            seconds = second * tokens + (steps * _seconds_per_step(lm, cells[0]) if steps else 0.0)
+            tokens, steps, prompts = _cost(lm, task, plan, uppers)
+            seconds = second * tokens + (steps * _seconds_per_step(lm, prompts) if steps else 0.0)
         yield f"evaluate {task.task}, {len(these)} boosters", seconds
 
 
@@ -209,11 +209,10 @@ def _seconds_per_token(lm: SteeredHFLM, one: Training) -> float:
     return seconds / _tokens(examples)
 
 
-def _seconds_per_step(lm: SteeredHFLM, one: Training) -> float:
-    """Of writing one token in each text of a batch."""
-    prompts = [example.requests[0].context for example in one.tasks[0].train[: _texts(lm)]]
+def _seconds_per_step(lm: SteeredHFLM, prompts: Sequence[Sequence[int]]) -> float:
+    """Of writing one token after each prompt of a batch."""
     width = min(map(len, prompts))
-    tokens = torch.tensor([prompt[-width:] for prompt in prompts], device=lm.device)
+    tokens = torch.tensor([list(prompt[-width:]) for prompt in prompts], device=lm.device)
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": lm.eot_token_id}
     seconds = []
     for count in (1, 1, 1 + TRIAL_STEPS):  # the first text warms up, the second is all that is not a further step
@@ -236,13 +235,15 @@ def _tokens(examples: Sequence[Example]) -> int:
     return packing.stats(packing.pack(sequences, [1] * len(sequences), 256))[0] if sequences else 0
 
 
-def _cost(lm: SteeredHFLM, task: Evaluation, plan: Plan, uppers: Sequence[float]) -> tuple[float, int]:
+def _cost(
+    lm: SteeredHFLM, task: Evaluation, plan: Plan, uppers: Sequence[float]
+) -> tuple[float, int, list[tuple[int, ...]]]:
     """What an evaluation takes of variants that run a fraction of the layers each.
 
     Returns:
-        Tokens that are read through all layers, and steps of a batch of texts that are written.
+        Tokens that are read through all layers, steps of a batch of texts that are written, and a batch's prompts.
     """
-    tokens, steps = 0.0, 0
+    tokens, steps, prompts = 0.0, 0, []
     for _, loaded in load_tasks([TaskSelection(task.task)], plan.prompting.include_path):
         start, stop = bounds(task.docs) if task.docs else (0, task.limit)
         rows = f"{loaded.config.test_split or loaded.config.validation_split}[{start or ''}:{stop or ''}]"
@@ -253,6 +254,7 @@ def _cost(lm: SteeredHFLM, task: Evaluation, plan: Plan, uppers: Sequence[float]
             tokens += variants * _tokens(examples)
             written = int(longest.get("max_gen_toks") or lm.max_gen_toks)
             steps += variants * written * math.ceil(len(examples) / _texts(lm))
+            prompts = [example.requests[0].context for example in examples[: _texts(lm)]]
         else:
             tokens += _tokens(examples) * (1 + sum(uppers))
-    return tokens, steps
+    return tokens, steps, prompts

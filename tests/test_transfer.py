@@ -180,6 +180,7 @@ def test_texts_are_counted_as_long_as_they_may_be(checkpoint: str) -> None:
     written, chosen = (transfer._cost(lm, task, plan, [1.0, 0.5]) for task in plan.evaluations)
     assert written[1] == 3 * 8 * 2  # the unchanged model and two boosters, each in batches of 4 and 2 texts of 8 tokens
     assert chosen[1] == 0 < chosen[0]
+    assert len(written[2]) == 4 and not chosen[2]
 
 
 def test_small_studies_need_no_file(checkpoint: str, tmp_path: Path) -> None:
