@@ -18,7 +18,7 @@ from aft_harness import packing
 from aft_harness.errors import TrainingError
 from aft_harness.examples import Example, TaskExamples, graded, ranked
 from aft_harness.packing import Batch, Row
-from aft_harness.recipe import ChoiceNorm, Objective
+from aft_harness.recipe import ChoiceNorm, Objective, objective_of
 from aft_harness.scoring import Engine, Request
 from aft_harness.states import StateStore
 
@@ -91,7 +91,7 @@ class Lesson:
             tasks: All examples that will be asked for.
             lowest: The lowest trained layer.
             store: Where its output is kept.
-            objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
+            objective: None is what `objective_of` says.
             choice_norm: What a choice's loglikelihood is divided by before the softmax over choices; `characters` is
                 what lm-eval's `acc_norm` ranks by.
             temperature: And after that; None measures each task's own, see `typical_margin`.
@@ -100,11 +100,11 @@ class Lesson:
             TrainingError: The `choice` objective is asked for a task without choices.
         """
         self._engine, self._lowest, self._store = engine, lowest, store
-        self._objective, self._choice_norm = objective, choice_norm
+        self._choice_norm = choice_norm
         for task in tasks:
             if objective in ("choice", "both") and task.kind != "choice":
                 raise TrainingError(f"--objective {objective}: task {task.task} has no choices; use --objective answer")
-        self._by_task = {task.task: self.objective(task.kind) for task in tasks}
+        self._by_task = {task.task: objective_of(task.kind, objective) for task in tasks}
         self.temperatures = {task.task: temperature or 1.0 for task in tasks}
         examples = [example for task in tasks for example in (*task.development, *task.train)]
         self._requests = [request for example in examples for request in self._wanted(example)]
@@ -151,10 +151,6 @@ class Lesson:
                     if not right.all():
                         margins.append(abs(float(scores[right].max() - scores[~right].max())))
         return max(median(margins), SMALLEST_TEMPERATURE) if margins else 1.0
-
-    def objective(self, kind: str) -> Objective:
-        """The objective of tasks of a kind."""
-        return self._objective or ("choice" if kind == "choice" else "answer")
 
     def prepare(self, on_prepared: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Computes and stores the output of the lowest trained layer for every example.

@@ -47,7 +47,7 @@ class Settings:
         rank: Width of a contextual injection.
         activation: Its activation.
         input_norm: What it makes of the hidden state first.
-        objective: None means `choice` for multiple-choice tasks and `answer` otherwise.
+        objective: None is what `objective_of` says.
         choice_norm: How choices are ranked.
         temperature: Of the softmax over choices: what their loglikelihoods are divided by in training. None measures
             it: the typical distance between right and wrong choices of the unchanged model.
@@ -98,6 +98,15 @@ _NAMED = {
     "rate_unit": get_args(RateUnit),
     "schedule": get_args(Schedule),
 }
+
+
+def objective_of(kind: Literal["choice", "text"], asked: Objective | None) -> Objective:
+    """What is minimised on a task of a kind: where nothing is asked for, `both` if it has choices, else `answer`.
+
+    `both` rather than `choice`: as many right, and plain text suffers less (docs/log.md).
+    """
+    return asked or ("both" if kind == "choice" else "answer")
+
 
 RECIPES = {
     "default": Settings(

@@ -31,7 +31,7 @@ from aft_harness.examples import Example, Prompting, TaskExamples
 from aft_harness.injections import ContextualInjection, Injection, StaticInjection
 from aft_harness.lesson import Lesson, Score
 from aft_harness.lm import SteeredHFLM
-from aft_harness.recipe import Settings
+from aft_harness.recipe import Settings, objective_of
 from aft_harness.states import StateStore
 from aft_harness.steering import check_layer
 
@@ -161,7 +161,7 @@ def train(
     provenance = {
         "base_model": lm.base_model.to_json(),
         "method": "aft",
-        "objective": "+".join(sorted({lesson.objective(task.kind) for task in tasks})),
+        "objective": _objectives(tasks, settings),
         "choice_norm": settings.choice_norm,
         "tasks": [describe(task) for task in tasks],
         "prompting": {**asdict(prompting or Prompting()), "include_path": None},
@@ -216,7 +216,8 @@ def training_identity(
     """SHA-256 of all that a training depends on: model, dtype, settings, start, and the examples' very tokens."""
     digest = hashlib.sha256()
     layers = chosen_layers(settings.layers, len(lm.engine.layers))
-    said = {**asdict(settings), "layers": layers, "model": lm.base_model.fingerprint, "dtype": str(lm.model.dtype)}
+    settled = {"layers": layers, "objective": _objectives(tasks, settings)}
+    said = {**asdict(settings), **settled, "model": lm.base_model.fingerprint, "dtype": str(lm.model.dtype)}
     if start:
         said["start"] = start.sha256
     digest.update(json.dumps(said, sort_keys=True).encode())
@@ -228,6 +229,11 @@ def training_identity(
                 digest.update(json.dumps((told, tokens)).encode())
             digest.update(b"|")
     return digest.hexdigest()
+
+
+def _objectives(tasks: Sequence[TaskExamples], settings: Settings) -> str:
+    """What is minimised, as `answer+both` where tasks differ."""
+    return "+".join(sorted({objective_of(task.kind, settings.objective) for task in tasks}))
 
 
 def trained_before(path: Path, identity: str) -> Booster | None:

@@ -136,7 +136,7 @@ training_options = _collected(
         "objective": click.option(
             "--objective",
             type=_one_of(Objective),
-            help="Loss on the answer's tokens, on ranking the choices, or both.  [default: choice where there are any]",
+            help="Loss on the answer's tokens, on ranking choices, or both.  [default: both where there are choices]",
         ),
         "choice_norm": click.option(
             "--choice-norm",

@@ -32,7 +32,7 @@ from aft_harness.answers import answers
 from aft_harness.booster import Booster
 from aft_harness.demo import model_folder
 from aft_harness.lesson import Lesson
-from aft_harness.recipe import RECIPES, Settings
+from aft_harness.recipe import RECIPES, Objective, Settings
 from aft_harness.scoring import Engine
 from aft_harness.states import StateStore
 from aft_harness.training import run_epoch, train
@@ -83,7 +83,7 @@ def few_shot(task: str, seed: int, folder: Path) -> Fitted:
 
 
 def ours(task: str, seed: int, folder: Path, **changes: Any) -> Fitted:
-    """`aft-train` with its defaults; no setting is chosen for the task."""
+    """`aft-train` with its defaults, or some of them changed; no setting is chosen for the task."""
     lm = load()
     learned = drawn(lm, task, changes.pop("limit", None))
     settings = replace(RECIPES["default"], seed=seed, **changes)
@@ -101,8 +101,10 @@ def best(tried: Sequence[Mapping[str, Any]]) -> int:
     return min(range(len(tried)), key=lambda one: (-tried[one]["development_accuracy"], tried[one]["development_loss"]))
 
 
-def peft_method(name: str, rates: Sequence[float]) -> Callable[[str, int, Path], Fitted]:
-    """A method of the PEFT library, trained by our own loop with our objective."""
+def peft_method(
+    name: str, rates: Sequence[float], objective: Objective | None = None
+) -> Callable[[str, int, Path], Fitted]:
+    """A method of the PEFT library, trained by our own loop."""
 
     def fitted(task: str, seed: int, folder: Path) -> Fitted:
         chosen = rates
@@ -112,7 +114,7 @@ def peft_method(name: str, rates: Sequence[float]) -> Callable[[str, int, Path],
             chosen = [tried[best(tried)]["rate"]]
         made, tried = [], []
         for rate in chosen:
-            fit, found = _peft_trained(name, task, seed, rate)
+            fit, found = _peft_trained(name, task, seed, rate, objective)
             made.append(fit)
             tried.append({"rate": rate, **found})
             click.echo(f"    {tried[-1]}", err=True)
@@ -121,7 +123,9 @@ def peft_method(name: str, rates: Sequence[float]) -> Callable[[str, int, Path],
     return fitted
 
 
-def _peft_trained(name: str, task: str, seed: int, rate: float) -> tuple[Fitted, dict[str, Any]]:
+def _peft_trained(
+    name: str, task: str, seed: int, rate: float, objective: Objective | None
+) -> tuple[Fitted, dict[str, Any]]:
     lm = load()
     learned = drawn(lm, task)
     torch.manual_seed(seed)
@@ -141,7 +145,8 @@ def _peft_trained(name: str, task: str, seed: int, rate: float) -> tuple[Fitted,
             raise TimeoutError
 
     with StateStore(0) as store, nullcontext() if name == "prompt tuning" else engine.differentiated():
-        lesson = Lesson(engine, [learned], 0, store, temperature=RECIPES["default"].temperature)
+        measured = RECIPES["default"].temperature
+        lesson = Lesson(engine, [learned], 0, store, objective=objective, temperature=measured)
         try:
             for epoch in range(1, EPOCHS + 1):
                 run_epoch(lesson, learned.train, settings, {}, pace, epoch, in_time)
@@ -323,9 +328,11 @@ METHODS: dict[str, Callable[[str, int, Path], Fitted]] = {
     "zero-shot": zero_shot,
     "five-shot": few_shot,
     "ours": ours,
+    "ours, choices alone": partial(ours, objective="choice"),
     "ours, one layer": partial(ours, layers=(8,)),
     **{f"ours, {count} documents": partial(ours, limit=count) for count in FEWER},
     "LoRA r=8": peft_method("LoRA r=8", (5e-4, 2e-3)),
+    "LoRA r=8, choices alone": peft_method("LoRA r=8", (5e-4, 2e-3), "choice"),
     "IA3": peft_method("IA3", (1e-2, 5e-2)),
     "LN tuning": peft_method("LN tuning", (3e-3, 1e-2)),
     "BEFT": peft_method("BEFT", (3e-3, 1e-2)),
