@@ -97,13 +97,13 @@ class Lesson:
             temperature: And after that; None measures each task's own, see `typical_margin`.
 
         Raises:
-            TrainingError: The `choice` objective is asked for a task without choices.
+            TrainingError: An objective on choices is asked for, and no task has any.
         """
         self._engine, self._lowest, self._store = engine, lowest, store
         self._choice_norm = choice_norm
-        for task in tasks:
-            if objective in ("choice", "both") and task.kind != "choice":
-                raise TrainingError(f"--objective {objective}: task {task.task} has no choices; use --objective answer")
+        if objective in ("choice", "both") and not any(task.kind == "choice" for task in tasks):
+            names = " and ".join(task.task for task in tasks)
+            raise TrainingError(f"--objective {objective}: no choices in {names}; use --objective answer")
         self._by_task = {task.task: objective_of(task.kind, objective) for task in tasks}
         self.temperatures = {task.task: temperature or 1.0 for task in tasks}
         examples = [example for task in tasks for example in (*task.development, *task.train)]

@@ -101,11 +101,11 @@ _NAMED = {
 
 
 def objective_of(kind: Literal["choice", "text"], asked: Objective | None) -> Objective:
-    """What is minimised on a task of a kind: where nothing is asked for, `both` if it has choices, else `answer`.
+    """What is minimised on a task of a kind: `answer` where there are no choices, else what is asked for.
 
-    `both` rather than `choice`: as many right, and plain text suffers less (docs/log.md).
+    Where nothing is, `both` rather than `choice`: as many right, and plain text suffers less (docs/log.md).
     """
-    return asked or ("both" if kind == "choice" else "answer")
+    return "answer" if kind == "text" else asked or "both"
 
 
 RECIPES = {

@@ -77,9 +77,12 @@ def trainings(lm: SteeredHFLM, plan: Plan) -> list[Training]:
             _apart(task_examples(selection, task, plan.prompting, lm, plan.settings.split_seed), asked)
             for selection, task in loaded
         )
+        # What a study says of choices is not for boosters that learn from none.
+        choices = any(task.kind == "choice" for task in tasks)
+        common = plan.settings if choices else replace(plan.settings, objective=None)
         for layers in plan.layers:
             for seed in plan.seeds:
-                settings = replace(plan.settings, seed=seed)
+                settings = replace(common, seed=seed)
                 settings = settings if layers is None else replace(settings, layers=layers)
                 found.append(Training(name, tasks, settings, training.training_identity(lm, tasks, settings)))
     return found

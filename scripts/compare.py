@@ -28,13 +28,13 @@ ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "leaderboards" / "comparison"
 SEEDS = (0, 1, 2)
 SEEDED = ("ours", "LoRA r=8")
-"""Methods that learn every task, with every seed; the others learn ARC-Easy once."""
+"""Methods that learn every task, with every seed, and once from the ranking of choices alone; others learn ARC-Easy."""
 
 
 def cells() -> Iterator[tuple[str, str, int]]:
     """Every (method, task, seed), the most telling first."""
     from comparison.exams import LEARN
-    from comparison.methods import METHODS
+    from comparison.methods import ALONE, METHODS
 
     yield "zero-shot", "arc_easy", 0
     for method in (*SEEDED, *METHODS):
@@ -43,6 +43,9 @@ def cells() -> Iterator[tuple[str, str, int]]:
         for task in LEARN:
             for method in SEEDED:
                 yield method, task, seed
+    for task in LEARN:
+        for method in SEEDED:
+            yield method + ALONE, task, 0
 
 
 def run_cell(method: str, task: str, seed: int, folder: Path) -> None:

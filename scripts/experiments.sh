@@ -15,7 +15,7 @@ model=$(aft demo-model)
 on="--model $model --dtype bfloat16 --tasks arc_easy"
 dev="--dev-docs 90"
 # One vector at one layer, trained as it was before the defaults became a recipe of their own.
-plain="--rate-unit absolute --schedule constant --temperature 1"
+plain="--objective choice --rate-unit absolute --schedule constant --temperature 1"
 test="--test-docs 400:1188"
 
 once() { # FILE COMMAND...: runs the command unless its file is there

@@ -55,7 +55,7 @@ def test_train_writes_a_booster_and_says_what_it_did(model: str, in_tmp: Path) -
     assert str(Path(model).parent) not in json.dumps(booster.provenance)
     shown = aft("show", "a.safetensors")
     assert shown.exit_code == 0
-    for word in (booster.sha256, "aft, objective choice", "toy_choice train[0:24]: 8 documents", "parameters  64"):
+    for word in (booster.sha256, "aft, objective both", "toy_choice train[0:24]: 8 documents", "parameters  64"):
         assert word in shown.stdout
 
 
@@ -107,7 +107,7 @@ BAD_TRAINING = {
     "model argument": (["--model-args", "max_length"], "--model-args max_length"),
     "start": (["--start", "nowhere.safetensors"], "nowhere.safetensors: no such booster"),
     "start of automatic layers": (["--start", "a.safetensors", "--layer", "auto"], "--start"),
-    "objective": (["--tasks", "toy_text", "--objective", "choice"], "toy_text has no choices"),
+    "objective": (["--tasks", "toy_text", "--objective", "choice"], "no choices in toy_text"),
 }
 
 

@@ -177,8 +177,11 @@ def test_identity_follows_everything_a_training_depends_on(lm: SteeredHFLM) -> N
         training.training_identity(lm, [drawn(lm, dev_docs=5)], settings),
         training.training_identity(lm, [task], Settings(layers=(2,))),
         training.training_identity(lm, [task], Settings(layers=(1,), seed=1)),
+        training.training_identity(lm, [task], Settings(layers=(1,), objective="choice")),
     }
-    assert len(identities) == 5
+    assert len(identities) == 6
+    # What is minimised counts, not whether it was asked for.
+    assert training.training_identity(lm, [task], Settings(layers=(1,), objective="both")) in identities
     assert training.training_identity(lm, [drawn(lm)], settings) in identities
     trained = training.train(lm, [task], Settings(layers=(1,), epochs=1))
     own = training.training_identity(lm, [task], Settings(layers=(1,), epochs=1))

@@ -126,7 +126,7 @@ def test_training_equals_plain_training(make_lm: Any, architecture: str) -> None
     lm = make_lm(architecture)
     task = examples(lm, limit=10)
     settings = Settings(layers=(1,), lr=1e-2, epochs=2, batch_size=4)
-    _, losses, vectors = plain_training(lm.model, task, settings, "choice")
+    _, losses, vectors = plain_training(lm.model, task, settings, "both")
     trained = train(lm, [task], settings)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
@@ -182,7 +182,7 @@ def test_the_temperature_is_the_typical_margin_of_the_unchanged_model(
     settings = Settings(layers=(1,), choice_norm=norm, temperature=None, lr=1e-2, epochs=2, batch_size=4)
     trained = train(lm, [task], settings)
     assert trained.booster.provenance["hyperparameters"]["temperatures"] == pytest.approx({task.task: expected})
-    _, losses, vectors = plain_training(lm.model, task, replace(settings, temperature=expected), "choice")
+    _, losses, vectors = plain_training(lm.model, task, replace(settings, temperature=expected), "both")
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_without_development_documents_some_training_documents_are_scored(
     task = examples(lm, limit=9)
     trained = train(lm, [task], Settings(layers=(1,), epochs=1))
     assert (trained.measured_on, trained.before.n, trained.after.n) == ("training", 3, 3)
-    first = [plain_loss(lm.model, example, "choice", "none").item() for example in task.train[:3]]
+    first = [plain_loss(lm.model, example, "both", "none").item() for example in task.train[:3]]
     assert trained.before.loss == pytest.approx(sum(first) / 3, rel=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_rates_follow_the_residual_stream_and_the_schedule(make_lm: Any, unit: A
     lm = make_lm()
     task = examples(lm, limit=8)
     settings = Settings(layers=(0, 1, 2), lr=1e-2, rate_unit=unit, schedule=schedule, epochs=2, batch_size=4)
-    _, losses, vectors = plain_training(lm.model, task, settings, "choice")
+    _, losses, vectors = plain_training(lm.model, task, settings, "both")
     trained = train(lm, [task], settings)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
@@ -224,7 +224,7 @@ def test_the_first_gradient_is_the_plain_one(
     lm = make_lm(architecture, packing=packing)
     task = examples(lm, limit=4)
     settings = Settings(layers=(1,), epochs=1, batch_size=4)
-    first, _, _ = plain_training(lm.model, task, settings, "choice")
+    first, _, _ = plain_training(lm.model, task, settings, "both")
     seen: list[Tensor] = []
     step = torch.optim.Adam.step
 
@@ -293,7 +293,7 @@ def test_losses_before_and_after_are_those_of_the_development_documents(make_lm:
     trained = train(lm, [task], Settings(epochs=2, batch_size=4))
 
     def mean_loss() -> float:
-        losses = [plain_loss(lm.model, example, "choice", "none").item() for example in task.development]
+        losses = [plain_loss(lm.model, example, "both", "none").item() for example in task.development]
         return sum(losses) / len(losses)
 
     assert trained.before.loss == pytest.approx(mean_loss(), rel=1e-6)
@@ -307,11 +307,24 @@ def test_mixtures_weigh_their_tasks(make_lm: Any) -> None:
     trained = train(lm, both, Settings(layers=(1,), epochs=1, batch_size=12, lr=1e-9))
     expected = [
         (plain_loss(lm.model, example, objective, "none").item(), weight)
-        for task, objective, weight in ((both[0], "choice", 3.0), (both[1], "answer", 1.0))
+        for task, objective, weight in ((both[0], "both", 3.0), (both[1], "answer", 1.0))
         for example in task.train
     ]
     mean = sum(loss * weight for loss, weight in expected) / sum(weight for _, weight in expected)
     assert trained.epoch_losses[0] == pytest.approx(mean, rel=1e-6)
+    assert trained.booster.provenance["objective"] == "answer+both"
+
+
+def test_an_objective_on_choices_leaves_other_tasks_of_a_mixture_alone(make_lm: Any) -> None:
+    lm = make_lm()
+    tasks = [examples(lm, limit=6), examples(lm, "toy_text", limit=6)]
+    trained = train(lm, tasks, Settings(layers=(1,), epochs=1, batch_size=12, lr=1e-9, objective="choice"))
+    losses = [
+        plain_loss(lm.model, example, objective, "none").item()
+        for task, objective in zip(tasks, ("choice", "answer"), strict=True)
+        for example in task.train
+    ]
+    assert trained.epoch_losses[0] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert trained.booster.provenance["objective"] == "answer+choice"
 
 
@@ -322,7 +335,7 @@ def test_provenance_tells_the_whole_story(make_lm: Any) -> None:
     trained = train(lm, [task], Settings(epochs=2, batch_size=2), licence="MIT", on_progress=seen.append)
     told = trained.booster.provenance
     assert told["base_model"] == lm.base_model.to_json()
-    assert (told["method"], told["objective"], told["licence"], told["seed"]) == ("aft", "choice", "MIT", 0)
+    assert (told["method"], told["objective"], told["licence"], told["seed"]) == ("aft", "both", "MIT", 0)
     assert told["tasks"][0]["n_train"] == 5 and told["tasks"][0]["overlapping_dropped"] == 1
     assert told["documents"]["hashes"] == sorted(example.document for example in task.train)
     assert told["before"]["loss"] == trained.before.loss and told["after"]["n"] == 4
@@ -373,7 +386,7 @@ def test_a_start_that_does_not_fit_is_refused(make_lm: Any, start: Booster, chan
 
 def test_a_request_that_cannot_train_is_refused(make_lm: Any) -> None:
     lm = make_lm(double=False)
-    with pytest.raises(TrainingError, match="toy_text has no choices"):
+    with pytest.raises(TrainingError, match="no choices in toy_text"):
         train(lm, [examples(lm, "toy_text", limit=4)], Settings(objective="choice"))
     with pytest.raises(ModelError, match="layer 4 is out of range"):
         train(lm, [examples(lm, limit=4)], Settings(layers=(4,)))

@@ -160,6 +160,14 @@ def test_another_training_is_another_cell(checkpoint: str) -> None:
     assert identities[0] == identities[1] and len(set(identities)) == 1 + len(other)
 
 
+def test_what_a_study_says_of_choices_is_not_for_texts(checkpoint: str) -> None:
+    lm = SteeredHFLM(checkpoint, device="cpu")
+    told: dict[str, Any] = {"models": [checkpoint], "train": ["toy_choice", "toy_text"], "include_path": [TOYS]}
+    told |= {"evaluate": {"toy_choice": {"limit": 4}}, "recipe": {"objective": "choice"}}
+    objectives = [one.settings.objective for one in transfer.trainings(lm, Plan.of(told))]
+    assert objectives == ["choice", None]
+
+
 def test_a_dry_run_tells_what_is_left(plan: Path, tmp_path: Path) -> None:
     told = run(plan, tmp_path / "work", "--dry-run")
     assert told.exit_code == 0, told.stderr

@@ -1,7 +1,9 @@
 """The methods of the comparison: each learns from a task's training documents and then gives loglikelihoods.
 
-Methods that change a model in place are trained by the loop that trains boosters, on the same rows in the same order
-with the same objective. repeng, steering-vectors and pyreft run in environments of their own, through `peers`.
+Methods that change a model in place are trained by the loop that trains boosters, on the same rows in the same order.
+Ours and LoRA minimise both losses of the recipe, and once, for comparison, the ranking of the choices alone, as the
+other methods that have a gradient do. repeng, steering-vectors and pyreft run in environments of their own, through
+`peers`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ BUDGET = 600.0
 EPOCHS, BATCH_SIZE = 3, 8
 FEWER = (10, 30, 100, 300)
 """Training documents of the curve."""
+ALONE = ", choices alone"
+"""Ends the names of methods that minimise `choice`, and not the recipe's `both`."""
 Scorer = Callable[[Sequence[Any]], list[float]]
 
 
@@ -104,7 +108,7 @@ def best(tried: Sequence[Mapping[str, Any]]) -> int:
 def peft_method(
     name: str, rates: Sequence[float], objective: Objective | None = None
 ) -> Callable[[str, int, Path], Fitted]:
-    """A method of the PEFT library, trained by our own loop."""
+    """A method of the PEFT library, trained by our own loop; for a second seed the recipe's objective is needed."""
 
     def fitted(task: str, seed: int, folder: Path) -> Fitted:
         chosen = rates
@@ -328,16 +332,16 @@ METHODS: dict[str, Callable[[str, int, Path], Fitted]] = {
     "zero-shot": zero_shot,
     "five-shot": few_shot,
     "ours": ours,
-    "ours, choices alone": partial(ours, objective="choice"),
+    f"ours{ALONE}": partial(ours, objective="choice"),
     "ours, one layer": partial(ours, layers=(8,)),
     **{f"ours, {count} documents": partial(ours, limit=count) for count in FEWER},
     "LoRA r=8": peft_method("LoRA r=8", (5e-4, 2e-3)),
-    "LoRA r=8, choices alone": peft_method("LoRA r=8", (5e-4, 2e-3), "choice"),
-    "IA3": peft_method("IA3", (1e-2, 5e-2)),
-    "LN tuning": peft_method("LN tuning", (3e-3, 1e-2)),
-    "BEFT": peft_method("BEFT", (3e-3, 1e-2)),
-    "prompt tuning": peft_method("prompt tuning", (3e-2, 1e-1)),
+    f"LoRA r=8{ALONE}": peft_method("LoRA r=8", (5e-4, 2e-3), "choice"),
+    f"IA3{ALONE}": peft_method("IA3", (1e-2, 5e-2), "choice"),
+    f"LN tuning{ALONE}": peft_method("LN tuning", (3e-3, 1e-2), "choice"),
+    f"BEFT{ALONE}": peft_method("BEFT", (3e-3, 1e-2), "choice"),
+    f"prompt tuning{ALONE}": peft_method("prompt tuning", (3e-2, 1e-1), "choice"),
     "repeng": directions("repeng", "repeng==0.4.0"),
     "steering-vectors": directions("steering-vectors", "steering-vectors==0.12.2"),
-    "LoReFT (pyreft)": loreft,
+    f"LoReFT (pyreft){ALONE}": loreft,
 }

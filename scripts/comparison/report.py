@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from comparison.exams import CELLS
-from comparison.methods import best
+from comparison.methods import ALONE, best
 
 from aft_harness import plots
 from aft_harness.booster import write_atomically
@@ -124,22 +124,23 @@ def _points(value: float) -> str:
 
 
 def plot_parameters(frame: pd.DataFrame, path: Path) -> None:
-    """Gain against learned numbers."""
+    """Gain against learned numbers; hollow where the ranking of choices alone was minimised."""
     own = _on_arc(frame)
     shown = own[~own["method"].str.contains("documents")].to_dict("records")
     figure, axis = plots.backend().subplots(figsize=(7.2, 4), layout="constrained")
     for row in shown:
-        ours = row["method"].startswith("ours")
+        colour = "#ff725c" if row["method"].startswith("ours") else "#4269d0"
+        filled = "white" if row["method"].endswith(ALONE) else colour
         low, high = 100 * (row["delta"] - row["ci_low"]), 100 * (row["ci_high"] - row["delta"])
         place = (row["parameters"], 100 * row["delta"])
-        axis.errorbar(*place, yerr=[[low], [high]], fmt="o", color="#ff725c" if ours else "#4269d0", ecolor="#cccccc")
+        axis.errorbar(*place, yerr=[[low], [high]], fmt="o", color=colour, ecolor="#cccccc", markerfacecolor=filled)
         # A name goes below its point where it would run into one that is as far right or a little more, and higher.
         under = any(
             1 <= other["parameters"] / row["parameters"] < 3 and 0 < other["delta"] - row["delta"] < 0.025
             for other in shown
         )
         offset = (6, -11) if under else (6, 4)
-        axis.annotate(row["method"], place, textcoords="offset points", xytext=offset, fontsize=8)
+        axis.annotate(row["method"].removesuffix(ALONE), place, textcoords="offset points", xytext=offset, fontsize=8)
     axis.set_xscale("log")
     _finish(figure, axis, "learned numbers", path)
 
