@@ -1,9 +1,8 @@
 """The methods of the comparison: each learns from a task's training documents and then gives loglikelihoods.
 
 Methods that change a model in place are trained by the loop that trains boosters, on the same rows in the same order.
-Ours and LoRA minimise both losses of the recipe, and once, for comparison, the ranking of the choices alone, as the
-other methods that have a gradient do. repeng, steering-vectors and pyreft run in environments of their own, through
-`peers`.
+All that have a gradient minimise both losses of the recipe, and once, for comparison, the ranking of the choices alone.
+repeng, steering-vectors and pyreft run in environments of their own, through `peers`.
 """
 
 from __future__ import annotations
@@ -44,8 +43,18 @@ BUDGET = 600.0
 EPOCHS, BATCH_SIZE = 3, 8
 FEWER = (10, 30, 100, 300)
 """Training documents of the curve."""
+PLENTY = "ours, 600 documents"
+"""What a plain `aft-train` learns from, where the comparison's budget allows fewer."""
 ALONE = ", choices alone"
 """Ends the names of methods that minimise `choice`, and not the recipe's `both`."""
+RATES = {
+    "LoRA r=8": (5e-4, 2e-3),
+    "IA3": (1e-2, 5e-2),
+    "LN tuning": (3e-3, 1e-2),
+    "BEFT": (3e-3, 1e-2),
+    "prompt tuning": (3e-2, 1e-1),
+}
+"""Learning rates that development documents choose from, of PEFT's methods."""
 Scorer = Callable[[Sequence[Any]], list[float]]
 
 
@@ -269,7 +278,7 @@ def temperature(lm: Any, learned: Any) -> float:
         return Lesson(lm.engine, [learned], 0, store, temperature=None).temperatures[learned.task]
 
 
-def loreft(task: str, seed: int, folder: Path) -> Fitted:
+def loreft(task: str, seed: int, folder: Path, objective: Objective = "both") -> Fitted:
     """LoReFT of pyreft, in an environment of its own."""
     lm = load()
     learned = drawn(lm, task)
@@ -286,6 +295,7 @@ def loreft(task: str, seed: int, folder: Path) -> Fitted:
         "development": plain(learned.development),
         "exams": requests,
         "rates": [4e-3, 1e-3],
+        "objective": objective,
         "temperature": temperature(lm, learned),
         **{"epochs": EPOCHS, "batch_size": BATCH_SIZE, "seed": seed, "budget": BUDGET},
     }
@@ -335,13 +345,11 @@ METHODS: dict[str, Callable[[str, int, Path], Fitted]] = {
     f"ours{ALONE}": partial(ours, objective="choice"),
     "ours, one layer": partial(ours, layers=(8,)),
     **{f"ours, {count} documents": partial(ours, limit=count) for count in FEWER},
-    "LoRA r=8": peft_method("LoRA r=8", (5e-4, 2e-3)),
-    f"LoRA r=8{ALONE}": peft_method("LoRA r=8", (5e-4, 2e-3), "choice"),
-    f"IA3{ALONE}": peft_method("IA3", (1e-2, 5e-2), "choice"),
-    f"LN tuning{ALONE}": peft_method("LN tuning", (3e-3, 1e-2), "choice"),
-    f"BEFT{ALONE}": peft_method("BEFT", (3e-3, 1e-2), "choice"),
-    f"prompt tuning{ALONE}": peft_method("prompt tuning", (3e-2, 1e-1), "choice"),
+    PLENTY: partial(ours, limit=600),
+    **{name: peft_method(name, rates) for name, rates in RATES.items()},
+    "LoReFT (pyreft)": loreft,
+    **{f"{name}{ALONE}": peft_method(name, rates, "choice") for name, rates in RATES.items()},
+    f"LoReFT (pyreft){ALONE}": partial(loreft, objective="choice"),
     "repeng": directions("repeng", "repeng==0.4.0"),
     "steering-vectors": directions("steering-vectors", "steering-vectors==0.12.2"),
-    f"LoReFT (pyreft){ALONE}": loreft,
 }

@@ -124,9 +124,10 @@ def _points(value: float) -> str:
 
 
 def plot_parameters(frame: pd.DataFrame, path: Path) -> None:
-    """Gain against learned numbers; hollow where the ranking of choices alone was minimised."""
+    """Gain against learned numbers; where the ranking of choices alone was minimised, only if nothing else was."""
     own = _on_arc(frame)
-    shown = own[~own["method"].str.contains("documents")].to_dict("records")
+    alone = own["method"].str.endswith(ALONE) & own["method"].str.removesuffix(ALONE).isin(own["method"])
+    shown = own[~alone & ~own["method"].str.contains("documents")].to_dict("records")
     figure, axis = plots.backend().subplots(figsize=(7.2, 4), layout="constrained")
     for row in shown:
         colour = "#ff725c" if row["method"].startswith("ours") else "#4269d0"

@@ -1,4 +1,4 @@
-"""Trains LoReFT with pyreft on the softmax over choices, in an environment that has pyreft.
+"""Trains LoReFT with pyreft by the losses of the comparison, in an environment that has pyreft.
 
 Run by scripts/compare.py: `python loreft.py INPUT.json OUTPUT.json`. The input holds token ids of training, development
 and test requests; the output the settings that were best on the development documents, and the loglikelihoods of the
@@ -46,12 +46,14 @@ def scores(reft, requests, layers):
 
 
 def loss(reft, examples, told, layers):
-    """Mean cross-entropy of the softmax over the choices' loglikelihoods, and how many best choices are right."""
+    """Mean loss, as `aft_harness.lesson` defines `both` and `choice`, and how many best choices are right."""
     sums = iter(scores(reft, [request for requests, _ in examples for request in requests], layers))
     total, right = 0.0, 0
     for requests, gold in examples:
         ranked = torch.stack([next(sums) for _ in requests])
         total = total - (ranked / told["temperature"]).log_softmax(0)[gold]
+        if told["objective"] == "both":
+            total = total - ranked[gold] / len(requests[gold][1])
         right += int(ranked.argmax()) == gold
     return total / len(examples), right
 
