@@ -18,8 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aft_harness.engine.identity import MARKER
 from aft_harness.errors import ModelError, TrainingError
-from aft_harness.identity import MARKER
 
 MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 
@@ -143,8 +143,8 @@ def run(output: Path) -> None:
         ModelError: The embedded model's package is missing.
         TrainingError: A step failed; its own message stands above.
     """
-    from aft_harness.samples import compare_samples, read_samples
-    from aft_harness.task_folder import folder
+    from aft_harness.harness.suites import folder
+    from aft_harness.results.pairing import compare_samples, read_samples
 
     model, tasks, booster = str(model_folder()), str(folder()), output / "gsm8k_easy.safetensors"
     output.mkdir(parents=True, exist_ok=True)

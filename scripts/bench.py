@@ -158,7 +158,7 @@ def overhead_row(task: str, docs: int, reps: int) -> Outcome:
 
     One model in memory serves both: two copies of the same weights differ by some percent for where they lie.
     """
-    from aft_harness.booster import Booster
+    from aft_harness.boosters.booster import Booster
 
     lm = _lm("steered-hf", "float32", False)
     booster = Booster.static({15: _vector()})
@@ -251,8 +251,8 @@ EPOCHS = 5
 
 
 def _trained(lm: Any, task: Any, layer: int) -> Measured:
-    from aft_harness.recipe import Settings
-    from aft_harness.training import train
+    from aft_harness.training.recipe import Settings
+    from aft_harness.training.train import train
 
     trained = train(lm, [task], Settings(layers=(layer,), lr=1e-2, epochs=EPOCHS, batch_size=4, objective="answer"))
     seconds = trained.stages["caching"] + trained.stages["training"]
@@ -292,8 +292,8 @@ def _reference_training(lm: Any, examples: Sequence[Any], layer: int) -> Measure
 
 def _held_out(lm: Any, examples: Sequence[Any], layer: int, plain: Any, ours: Any) -> str:
     """Right answers with either vector on examples that neither was trained on, paired."""
-    from aft_harness.booster import Booster
-    from aft_harness.statistics import compare
+    from aft_harness.boosters.booster import Booster
+    from aft_harness.results.statistics import compare
 
     requests = [request for example in examples for request in example.requests]
     variants = [lm.steering_for(Booster.static({layer: vector})) for vector in (plain, ours)]
@@ -312,7 +312,7 @@ def _held_out(lm: Any, examples: Sequence[Any], layer: int, plain: Any, ours: An
 
 def _letters(lm: Any, docs: int) -> tuple[Any, list[Any]]:
     """HellaSwag rows as lettered questions whose answer is one letter: training examples, and as many unseen ones."""
-    from aft_harness.examples import Example, TaskExamples, TaskSelection, load_tasks
+    from aft_harness.harness.examples import Example, TaskExamples, TaskSelection, load_tasks
 
     ((_, task),) = load_tasks([TaskSelection("hellaswag")])
     examples = []
@@ -341,7 +341,7 @@ def _peak(dtype: str) -> float:
 
 def _tokens(encoded: Sequence[Any]) -> tuple[int, int]:
     """Distinct token prefixes, and how many of them predict a token of a continuation."""
-    from aft_harness import packing
+    from aft_harness.engine import packing
 
     sequences, tails = [request.inputs for request in encoded], [len(request.continuation) for request in encoded]
     (row,) = packing.pack(sequences, tails, sum(map(len, sequences)))
@@ -374,7 +374,7 @@ def _lm(kind: str, dtype: str, steered: bool) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 
-    from aft_harness.booster import Booster
+    from aft_harness.boosters.booster import Booster
     from aft_harness.demo import model_folder
 
     arguments: dict[str, Any] = {"pretrained": str(model_folder()), "dtype": dtype, "batch_size": 16, "device": "cpu"}
@@ -401,7 +401,7 @@ def _requests(task: str, shots: int, docs: int, sampler: str) -> tuple[list[Any]
     """lm-eval's own requests, and for each document where its requests start and end and how long its choices are."""
     from lm_eval.api.samplers import get_sampler
 
-    from aft_harness.examples import TaskSelection, load_tasks
+    from aft_harness.harness.examples import TaskSelection, load_tasks
 
     ((_, loaded),) = load_tasks([TaskSelection(task)])
     if sampler != "default":

@@ -55,7 +55,7 @@ def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
     from comparison.exams import CELLS
     from comparison.methods import METHODS
 
-    from aft_harness.booster import write_atomically
+    from aft_harness.boosters.booster import write_atomically
 
     path = CELLS / f"{method.replace(' ', '_')}-{task}-{seed}.json"
     if path.is_file():

@@ -53,7 +53,7 @@ for rate in 1e-3 3e-3 1e-2; do
 done
 contextual=$(python - "$out"/contextual-*.safetensors <<'PYTHON'
 import sys
-from aft_harness.booster import Booster
+from aft_harness.boosters.booster import Booster
 print(min(sys.argv[1:], key=lambda path: Booster.load(path).provenance["after"]["loss"]))
 PYTHON
 )

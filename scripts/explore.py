@@ -28,7 +28,7 @@ import yaml
 
 def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
     """The settings of one run of a study."""
-    from aft_harness.recipe import Settings
+    from aft_harness.training.recipe import Settings
 
     known = {field.name for field in fields(Settings)}
     values = {name: value for name, value in {**study.get("base", {}), **run}.items() if name in known}
@@ -41,8 +41,8 @@ def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
 
 def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> Any:
     """Training and development examples of a study."""
-    from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_examples
-    from aft_harness.task_folder import folder
+    from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples
+    from aft_harness.harness.suites import folder
 
     def drawn(selection: TaskSelection) -> Any:
         ((chosen, task),) = load_tasks([selection], [str(folder())])
@@ -60,7 +60,8 @@ def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> Any:
 
 def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row for each run that the table does not hold."""
-    from aft_harness import extraction, training
+    from aft_harness.training import extraction
+    from aft_harness.training import train as training
 
     if not len(table):
         task = examples_of(study, 1, lm)
@@ -96,7 +97,7 @@ def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float
     import torch
     from comparison.exams import passages, perplexity
 
-    from aft_harness.examples import graded
+    from aft_harness.harness.examples import graded
 
     def score(requests: Sequence[Any]) -> list[float]:
         return [found for found, _ in lm.score_variants(list(requests), [lm.steering_for(booster)])[0]]
@@ -126,9 +127,9 @@ def main(study: Path, model: str | None, dtype: str, output: Path) -> None:
     table = pd.read_csv(output) if output.exists() else pd.DataFrame()
     try:
         with quiet():
-            from aft_harness.booster import write_atomically
+            from aft_harness.boosters.booster import write_atomically
             from aft_harness.demo import model_folder
-            from aft_harness.lm import SteeredHFLM
+            from aft_harness.harness.model import SteeredHFLM
 
             lm = SteeredHFLM(model or str(model_folder()), dtype=dtype, softmax_dtype="float32", batch_size=16)
             for row in trained(lm, yaml.safe_load(study.read_text(encoding="utf-8")), table):

@@ -51,7 +51,8 @@ class Row:
 
 def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
     """Runs the three methods and returns the table's rows."""
-    from aft_harness import extraction, recipe, training
+    from aft_harness.training import extraction, recipe
+    from aft_harness.training import train as training
 
     on_stage("rows")
     learning, test, development = rows_of(lm)
@@ -86,7 +87,7 @@ def read_twice(
         development: Rows that nothing else touches.
         on_stage: Told what comes next.
     """
-    from aft_harness import extraction
+    from aft_harness.training import extraction
 
     means, functions = extraction.MEAN_DIFFERENCE_STRENGTHS, extraction.FUNCTION_VECTOR_STRENGTHS
     mean, function, aft = boosters
@@ -120,8 +121,8 @@ def best(results: Mapping[Variant, Any]) -> Variant:
 
 def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
     """Examples to learn from (rows 0-199), to report on (rows 200-399), and to pick strengths by (training split)."""
-    from aft_harness.examples import Prompting, TaskSelection, load_tasks, task_examples
-    from aft_harness.task_folder import folder
+    from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples
+    from aft_harness.harness.suites import folder
 
     def drawn(rows: str, limit: int | None = None) -> Any:
         ((selection, task),) = load_tasks([TaskSelection(TASK, train_docs=rows, limit=limit)], [str(folder())])
@@ -136,8 +137,8 @@ def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
 
 def compare_all(lm: Any, examples: Sequence[Any], boosters: Mapping[Variant, Any]) -> dict[Variant, Any]:
     """Each variant against the unchanged model, question by question, in one pass."""
-    from aft_harness.answers import answers
-    from aft_harness.statistics import compare
+    from aft_harness.results.statistics import compare
+    from aft_harness.training.answers import answers
 
     running = [variant for variant in boosters if variant[1]]  # at strength 0 the model is unchanged, bit for bit
     steerings = [None, *(lm.steering_for(boosters[variant], variant[1]) for variant in running)]
@@ -185,7 +186,7 @@ def main(model: str | None, dtype: str, device: str | None, batch_size: int, see
         start = time.perf_counter()
         with quiet():
             from aft_harness.demo import model_folder
-            from aft_harness.lm import SteeredHFLM
+            from aft_harness.harness.model import SteeredHFLM
 
             dtype = "bfloat16" if dtype == "auto" and model is None else dtype
             lm = SteeredHFLM(

@@ -39,7 +39,7 @@ def test_the_stock_registry_gives_our_class_and_its_own() -> None:
     check("""
 from lm_eval.api.registry import get_model
 steered, stock = get_model("steered-hf"), get_model("hf")
-assert (steered.__module__, steered.__name__) == ("aft_harness.lm", "SteeredHFLM")
+assert (steered.__module__, steered.__name__) == ("aft_harness.harness.model", "SteeredHFLM")
 assert (stock.__module__, stock.__name__) == ("lm_eval.models.huggingface", "HFLM")
 assert issubclass(steered, stock)
 """)
@@ -51,7 +51,7 @@ def test_the_name_is_known_whatever_is_imported_first(first: str) -> None:
 import {first}
 from lm_eval.api.registry import get_model
 assert get_model("dummy").__name__ == "DummyLM"
-assert placeholder() == "aft_harness.lm:SteeredHFLM"
+assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
 assert "aft_harness" not in sys.modules and "torch" not in sys.modules
 """)
 
@@ -65,9 +65,9 @@ del sys.modules["aft_harness_boot"]
 import aft_harness_boot
 assert [finder for finder in sys.meta_path if type(finder).__name__ == "ModelsFinder"] == bridges
 import lm_eval.models
-assert placeholder() == "aft_harness.lm:SteeredHFLM"
+assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
 importlib.reload(lm_eval.models)
-assert placeholder() == "aft_harness.lm:SteeredHFLM"
+assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
 """)
 
 
@@ -115,7 +115,7 @@ def test_two_bridges_do_not_call_each_other_in_circles() -> None:
     check("""
 sys.meta_path.insert(0, type(bridges[0])())
 import lm_eval.models
-assert placeholder() == "aft_harness.lm:SteeredHFLM"
+assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
 """)
 
 

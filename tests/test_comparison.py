@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from aft_harness.statistics import compare
+from aft_harness.results.statistics import compare
 
 SCRIPTS = str(Path(__file__).parent.parent / "scripts")
 

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aft_harness import demo
+from aft_harness.engine.identity import MARKER
 from aft_harness.errors import ModelError, TrainingError
-from aft_harness.identity import MARKER
 
 TEXTS = ("Hello world", "It's  fine,\n\tisn't it? été 日本", "Answer: 19 - 4 = 15", "<|im_start|>user\nhi<|im_end|>\n")
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]

@@ -78,7 +78,7 @@ def test_both_have_the_bridge_of_the_checkout(kind: str, request: pytest.Fixture
 def test_both_declare_the_commands_and_the_model(kind: str, request: pytest.FixtureRequest) -> None:
     assert entry_points(request.getfixturevalue(kind)) == {
         "console_scripts": {"aft": "aft_harness.cli:main", "aft-train": "aft_harness.cli:train_main"},
-        "lm_eval.models": {"steered-hf": "aft_harness.lm:SteeredHFLM"},
+        "lm_eval.models": {"steered-hf": "aft_harness.harness.model:SteeredHFLM"},
     }
 
 

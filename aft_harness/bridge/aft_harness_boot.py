@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 NAME = "steered-hf"
-TARGET = "aft_harness.lm:SteeredHFLM"
+TARGET = "aft_harness.harness.model:SteeredHFLM"
 
 
 class ModelsFinder:

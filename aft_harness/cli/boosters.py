@@ -13,8 +13,8 @@ from aft_harness.cli.terminal import score
 @click.argument("vector")
 def show(vector: str) -> None:
     """Print what a booster is: layers, size, norm, and where it came from."""
-    from aft_harness import references
-    from aft_harness.injections import ContextualInjection
+    from aft_harness.boosters import references
+    from aft_harness.boosters.injections import ContextualInjection
 
     booster, strength = references.load(vector)
     provenance = dict(booster.provenance)
@@ -50,8 +50,8 @@ def show(vector: str) -> None:
 def mix(vectors: tuple[str, ...], output: str) -> None:
     """Mix boosters of one model into one file that does what all of them do at once."""
     check_output(output)
-    from aft_harness import references
-    from aft_harness.booster import mix as mixed
+    from aft_harness.boosters import references
+    from aft_harness.boosters.booster import mix as mixed
 
     parts = [(reference.load(), reference.strength) for vector in vectors for reference in references.parse(vector)]
     booster = mixed(parts)

@@ -13,7 +13,7 @@ from aft_harness.cli.terminal import quiet
 @main.command("tasks", context_settings=CONTEXT)
 def tasks_folder() -> None:
     """Print the folder of the task suites that come with aft_harness, for --include_path."""
-    from aft_harness.task_folder import folder
+    from aft_harness.harness.suites import folder
 
     click.echo(folder())
 

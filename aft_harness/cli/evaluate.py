@@ -56,8 +56,10 @@ def evaluate(
     with quiet():
         from contextlib import nullcontext
 
-        from aft_harness import evaluation, examples, references, report
-        from aft_harness.score_store import ScoreStore
+        from aft_harness.boosters import references
+        from aft_harness.harness import evaluation, examples
+        from aft_harness.harness.score_store import ScoreStore
+        from aft_harness.results import report
 
         formatted = examples.Prompting(**prompting)
         variants = [evaluation.Variant("baseline")]
@@ -99,8 +101,8 @@ def evaluate(
 @click.option("--docs", metavar="A:B", help="Documents by id, as a slice.  [default: all]")
 def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: str | None) -> None:
     """Compare two output folders of lm_eval --log_samples, document by document, with an exact test."""
-    from aft_harness.report import said
-    from aft_harness.samples import compare_samples, read_samples, select
+    from aft_harness.results.pairing import compare_samples, read_samples, select
+    from aft_harness.results.report import said
 
     before, after = (select(read_samples(folder, task, filter_name), docs) for folder in (baseline, steered))
     paired = compare_samples(before, after, metric)

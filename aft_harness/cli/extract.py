@@ -38,7 +38,8 @@ def mean_difference(
     """Mean activation of questions answered correctly minus incorrectly, of norm one."""
     check_output(output)
     with quiet():
-        from aft_harness import examples, extraction
+        from aft_harness.harness import examples
+        from aft_harness.training import extraction
 
         formatted = examples.Prompting(**prompting)
         loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
@@ -68,7 +69,7 @@ def function_vector(*, model: dict[str, Any], questions: Path | None, layer: int
     check_output(output)
     asked = _lines(questions) if questions else None
     with quiet():
-        from aft_harness import extraction
+        from aft_harness.training import extraction
 
         lm = load_model(**model)
         booster = extraction.function_vector(lm, asked or extraction.QUESTIONS, layer)

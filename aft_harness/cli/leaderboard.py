@@ -26,7 +26,7 @@ def add(folders: tuple[Path, ...], table: Path) -> None:
     Each run with a booster needs one without, of the same model on the same documents with the same prompts. Boosters
     that differ in their seed alone also make a row that pools them.
     """
-    from aft_harness import leaderboard
+    from aft_harness.results import leaderboard
 
     if not table.parent.is_dir():
         raise TaskError(f"--to {table}: {table.parent} is not a folder")
@@ -49,7 +49,7 @@ def show(
     table: Path, tasks: tuple[str, ...], metric: str | None, sort: str, limit: int | None, heat_map: Path | None
 ) -> None:
     """Print a leaderboard as Markdown."""
-    from aft_harness import leaderboard, plots
+    from aft_harness.results import leaderboard, plots
 
     frame = leaderboard.load(table)
     if sort not in frame:

@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from aft_harness.errors import ModelError, TaskError, TrainingError
-from aft_harness.recipe import RECIPES, TRAINING_DOCUMENTS, ChoiceNorm, Kind, Objective, RateUnit, Schedule, Settings
+from aft_harness.training.recipe import (
+    RECIPES,
+    TRAINING_DOCUMENTS,
+    ChoiceNorm,
+    Kind,
+    Objective,
+    RateUnit,
+    Schedule,
+    Settings,
+)
 
 if TYPE_CHECKING:
-    from aft_harness.examples import Prompting, TaskExamples, TaskSelection
-    from aft_harness.lm import SteeredHFLM
+    from aft_harness.harness.examples import Prompting, TaskExamples, TaskSelection
+    from aft_harness.harness.model import SteeredHFLM
 
 _Command = Callable[..., Any]
 
@@ -233,7 +242,7 @@ def task_names(tasks: str) -> list[str]:
 def drawn(lm: SteeredHFLM, loaded: Any, prompting: Prompting, split_seed: int) -> list[TaskExamples]:
     """Training and development examples of the tasks that `examples.load_tasks` loaded, and says on stderr how many."""
     from aft_harness.cli.terminal import said
-    from aft_harness.examples import task_examples
+    from aft_harness.harness.examples import task_examples
 
     found = [task_examples(selection, task, prompting, lm, split_seed) for selection, task in loaded]
     for task in found:
@@ -256,7 +265,7 @@ def selections(
     Raises:
         TaskError: A value that cannot be read, or of a task that is not named.
     """
-    from aft_harness.examples import TaskSelection
+    from aft_harness.harness.examples import TaskSelection
 
     names = task_names(tasks)
     limits = _per_task("--limit", limit, names, lambda text: None if text == "all" else _count(text))
@@ -293,7 +302,7 @@ def load_model(
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from aft_harness.lm import SteeredHFLM
+    from aft_harness.harness.model import SteeredHFLM
 
     if wrong := [part for part in model_args.split(",") if part and "=" not in part]:
         raise ModelError(f"--model-args {wrong[0]}: expected key=value, separated by commas")

@@ -26,8 +26,8 @@ from aft_harness.cli.options import (
 from aft_harness.cli.terminal import counting_bar, quiet, sweep_table, training_bar
 
 if TYPE_CHECKING:
-    from aft_harness.lm import SteeredHFLM
-    from aft_harness.sweep import Point
+    from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.studies.sweep import Point
 
 
 @main.group("sweep", context_settings=CONTEXT)
@@ -66,8 +66,10 @@ def strengths(
     """Evaluate a booster at several strengths, all in one pass."""
     _prepare(context, testing, output)
     with quiet():
-        from aft_harness import examples, references, sweep
-        from aft_harness.score_store import ScoreStore
+        from aft_harness.boosters import references
+        from aft_harness.harness import examples
+        from aft_harness.harness.score_store import ScoreStore
+        from aft_harness.studies import sweep
 
         values = sweep.parse_strengths(strengths)
         booster, own = references.load(vector)
@@ -113,8 +115,9 @@ def layers(
     """Train a booster at each of several layers and evaluate all of them in one pass."""
     _prepare(context, testing, output)
     with quiet():
-        from aft_harness import examples, sweep
-        from aft_harness.score_store import ScoreStore
+        from aft_harness.harness import examples
+        from aft_harness.harness.score_store import ScoreStore
+        from aft_harness.studies import sweep
 
         how = settings(hyperparameters, split_seed=drawing["split_seed"])
         formatted = examples.Prompting(**prompting)
@@ -150,7 +153,7 @@ def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> N
 
 
 def _report(points: Sequence[Point], lm: SteeredHFLM, over: str, output: Path) -> None:
-    from aft_harness.sweep import written
+    from aft_harness.studies.sweep import written
 
     paths = written(points, lm.base_model.name, over, output)
     click.echo(sweep_table(points))
@@ -158,7 +161,8 @@ def _report(points: Sequence[Point], lm: SteeredHFLM, over: str, output: Path) -
 
 
 def _test(drawing: dict[str, Any], testing: dict[str, Any], formatted: Any) -> Any:
-    from aft_harness import examples, sweep
+    from aft_harness.harness import examples
+    from aft_harness.studies import sweep
 
     names = task_names(testing["test_tasks"] or drawing["tasks"])
     examples.task_manager(names, formatted.include_path)

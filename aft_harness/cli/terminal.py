@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aft_harness.examples import TaskExamples
-    from aft_harness.sweep import Point
-    from aft_harness.training import Trained
+    from aft_harness.harness.examples import TaskExamples
+    from aft_harness.studies.sweep import Point
+    from aft_harness.training.train import Trained
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def score(loss: float, accuracy: float | None) -> str:
 
 def sweep_table(points: Sequence[Point]) -> str:
     """A sweep as text: development scores, then each test result; a star marks what development documents chose."""
-    from aft_harness.report import said as paired_said
+    from aft_harness.results.report import said as paired_said
 
     lines = []
     for point in points:

@@ -68,7 +68,10 @@ def train(
     if automatic and start:
         raise TrainingError("--start has layers of its own: it cannot be used with --layer auto")
     with quiet():
-        from aft_harness import examples, references, sweep, training
+        from aft_harness.boosters import references
+        from aft_harness.harness import examples
+        from aft_harness.studies import sweep
+        from aft_harness.training import train as training
 
         chosen = selections(**drawing)
         how = settings(hyperparameters, layers=indices, split_seed=drawing["split_seed"])

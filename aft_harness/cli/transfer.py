@@ -14,8 +14,8 @@ from aft_harness.cli.terminal import counting_bar, quiet, said, training_bar
 from aft_harness.errors import TaskError
 
 if TYPE_CHECKING:
-    from aft_harness.lm import SteeredHFLM
-    from aft_harness.plan import Plan
+    from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.studies.plan import Plan
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -60,10 +60,10 @@ def transfer(
     check_writable("--folder", folder)
     context.meta[KEPT] = f"what is done is kept in {folder}; the same command goes on from there"
     with quiet():
-        from aft_harness import leaderboard, plots
-        from aft_harness.booster import write_atomically
-        from aft_harness.lm import SteeredHFLM
-        from aft_harness.plan import Plan
+        from aft_harness.boosters.booster import write_atomically
+        from aft_harness.harness.model import SteeredHFLM
+        from aft_harness.results import leaderboard, plots
+        from aft_harness.studies.plan import Plan
 
         for path in heat_maps:
             plots.check_format(path)
@@ -88,8 +88,9 @@ def transfer(
 
 
 def _run(lm: SteeredHFLM, study: Plan, folder: Path, table: Path) -> None:
-    from aft_harness import leaderboard, transfer
-    from aft_harness.score_store import ScoreStore
+    from aft_harness.harness.score_store import ScoreStore
+    from aft_harness.results import leaderboard
+    from aft_harness.studies import transfer
 
     cells = transfer.trainings(lm, study)
     for learned in {one.name: one.tasks for one in cells}.values():
@@ -109,7 +110,7 @@ def _run(lm: SteeredHFLM, study: Plan, folder: Path, table: Path) -> None:
 
 
 def _print_estimates(lm: SteeredHFLM, study: Plan, folder: Path) -> None:
-    from aft_harness.transfer import estimates
+    from aft_harness.studies.transfer import estimates
 
     total = 0.0
     for what, seconds in estimates(lm, study, folder):
@@ -138,7 +139,7 @@ def _from_options(
     Raises:
         TaskError: Something is missing or cannot be read.
     """
-    from aft_harness.plan import Plan
+    from aft_harness.studies.plan import Plan
 
     for option, values in (("--model", models), ("--train", sources), ("--evaluate", tasks)):
         if not values:

@@ -12,10 +12,10 @@ from typing import Any
 from explore import examples_of
 
 from aft_harness.demo import model_folder
-from aft_harness.examples import FEWSHOT_SEED, TaskSelection, load_tasks
-from aft_harness.lm import SteeredHFLM
-from aft_harness.scoring import Request
-from aft_harness.task_folder import folder
+from aft_harness.engine.scoring import Request
+from aft_harness.harness.examples import FEWSHOT_SEED, TaskSelection, load_tasks
+from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.suites import folder
 
 CELLS = Path(__file__).parents[2] / "leaderboards" / "comparison" / "cells"
 """Where the outcome of each document is kept, of every method, task and seed that is done."""

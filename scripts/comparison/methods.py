@@ -28,15 +28,15 @@ import torch
 from comparison.exams import CELLS, asked, drawn, exam, load, passages
 from torch import nn
 
-from aft_harness import optimiser
-from aft_harness.answers import answers
-from aft_harness.booster import Booster
+from aft_harness.boosters.booster import Booster
 from aft_harness.demo import model_folder
-from aft_harness.lesson import Lesson
-from aft_harness.recipe import RECIPES, Objective, Settings
-from aft_harness.scoring import Engine
-from aft_harness.states import StateStore
-from aft_harness.training import run_epoch, train
+from aft_harness.engine.scoring import Engine
+from aft_harness.training import optimiser
+from aft_harness.training.answers import answers
+from aft_harness.training.hidden_states import StateStore
+from aft_harness.training.lesson import Lesson
+from aft_harness.training.recipe import RECIPES, Objective, Settings
+from aft_harness.training.train import run_epoch, train
 
 BUDGET = 600.0
 """Seconds that a training may take on one core; one that takes longer is stopped there."""

@@ -14,9 +14,9 @@ import pandas as pd
 from comparison.exams import CELLS
 from comparison.methods import ALONE, best
 
-from aft_harness import plots
-from aft_harness.booster import write_atomically
-from aft_harness.statistics import Paired, compare
+from aft_harness.boosters.booster import write_atomically
+from aft_harness.results import plots
+from aft_harness.results.statistics import Paired, compare
 
 TITLES = {"arc_easy": "ARC-Easy", "gsm8k_easy": "GSM8K-Easy", "hellaswag": "HellaSwag"}
 METRICS = {"arc_easy": "acc", "gsm8k_easy": "acc", "hellaswag": "acc_norm", "hellaswag WikiHow": "acc_norm"}

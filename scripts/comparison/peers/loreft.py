@@ -46,7 +46,7 @@ def scores(reft, requests, layers):
 
 
 def loss(reft, examples, told, layers):
-    """Mean loss, as `aft_harness.lesson` defines `both` and `choice`, and how many best choices are right."""
+    """Mean loss, as `aft_harness.training.lesson` defines `both` and `choice`, and how many best choices are right."""
     sums = iter(scores(reft, [request for requests, _ in examples for request in requests], layers))
     total, right = 0.0, 0
     for requests, gold in examples:

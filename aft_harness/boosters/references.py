@@ -1,0 +1,176 @@
+"""The `vector=` grammar: from what a user typed to a booster and its strength.
+
+Knows paths, `hf://` addresses and how several are combined. Knows nothing of models.
+
+A reference is `REF[:strength]`, several are joined by `+`. An existing path wins whole, whatever characters it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aft_harness.boosters.booster import Booster, mix, sidecar
+from aft_harness.errors import BoosterError, ReferenceSyntaxError
+
+SUFFIX = ".safetensors"
+FORM = "REF[:strength][+REF[:strength]]..., REF a .safetensors path or hf://owner/repo/file.safetensors[@revision]"
+
+_NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_NAME = r"[a-z0-9._/-]+"
+# A `+` separates only after one of these, so that it may stand inside a folder's name.
+_COMPLETE = re.compile(rf"(?:.*\.safetensors(?:@[\w./-]+)?|{_NAME})(?::{_NUMBER})?", re.DOTALL)
+_STRENGTH = re.compile(rf"(?P<location>.+):(?P<strength>{_NUMBER})", re.DOTALL)
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.safetensors)(?:@(?P<revision>[\w./-]+))?")
+
+VectorSpec = str | os.PathLike[str] | Booster | Mapping[Any, float] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One booster that a user named.
+
+    Attributes:
+        source: A path, an `hf://` address, or a booster already in memory.
+        strength: The factor on its delta.
+    """
+
+    source: str | Booster
+    strength: float = 1.0
+
+    def load(self) -> Booster:
+        """Reads the booster.
+
+        Raises:
+            BoosterError: The file is missing or cannot be used.
+            ReferenceSyntaxError: The address cannot be parsed.
+        """
+        if isinstance(self.source, Booster):
+            return self.source
+        if self.source.startswith("hf://"):
+            return Booster.load(_download(self.source))
+        if not self.source.endswith(SUFFIX) and not Path(self.source).exists():
+            raise BoosterError(f"{self.source}: no such booster; give the path of a {SUFFIX} file")
+        return Booster.load(self.source)
+
+
+def parse(spec: VectorSpec) -> list[Reference]:
+    """Parses what stands behind `vector=` without reading any file.
+
+    Args:
+        spec: A string of the grammar, a path, a booster, a mapping from references to strengths, or a sequence of all
+            these and of (reference, strength) pairs.
+
+    Raises:
+        ReferenceSyntaxError: With the offending value and the form that is expected.
+
+    Example:
+        >>> parse("math.safetensors:0.5+code.safetensors")
+        [Reference(source='math.safetensors', strength=0.5), Reference(source='code.safetensors', strength=1.0)]
+    """
+    if isinstance(spec, Booster):
+        return [Reference(spec)]
+    if isinstance(spec, str):
+        return _parse_text(spec)
+    if isinstance(spec, os.PathLike):
+        return [Reference(os.fspath(spec))]
+    if isinstance(spec, Mapping):
+        return [part for key, strength in spec.items() for part in _weighted(key, strength)]
+    if isinstance(spec, Sequence) and spec:
+        references: list[Reference] = []
+        for item in spec:
+            pair = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2
+            references += _weighted(*item) if pair and not isinstance(item[1], str) else parse(item)
+        return references
+    raise ReferenceSyntaxError(f"vector={spec!r} is not a booster reference; expected {FORM}")
+
+
+def load(spec: VectorSpec) -> tuple[Booster, float]:
+    """The booster that a specification names, and the strength to run it at.
+
+    A single reference keeps the booster's own identity and returns its strength; several are mixed into one booster of
+    strength 1.
+    """
+    references = parse(spec)
+    loaded = [(reference.load(), reference.strength) for reference in references]
+    return loaded[0] if len(loaded) == 1 else (mix(loaded), 1.0)
+
+
+def label(spec: VectorSpec) -> str:
+    """What to call a specification in a table: file names without their folders, which are nobody else's business."""
+
+    def named(reference: Reference) -> str:
+        source = reference.source
+        if isinstance(source, Booster):
+            return f"booster {source.sha256[:12]}"
+        return source if source.startswith("hf://") else Path(source).name
+
+    references = parse(spec)
+    if len(references) == 1:
+        return named(references[0])
+    return "+".join(f"{named(reference)}:{reference.strength:g}" for reference in references)
+
+
+def _parse_text(text: str) -> list[Reference]:
+    if not text.strip():
+        raise ReferenceSyntaxError(f"vector= is empty; expected {FORM}")
+    if "\0" in text:
+        raise ReferenceSyntaxError(f"vector={text!r} holds a zero byte; expected {FORM}")
+    if Path(text).exists():
+        return [Reference(text)]
+    segments, start = [], 0
+    for plus in (match.start() for match in re.finditer(r"\+", text)):
+        if _COMPLETE.fullmatch(text, start, plus):
+            segments.append(text[start:plus])
+            start = plus + 1
+    segments.append(text[start:])
+    return [_parse_segment(segment, text) for segment in segments]
+
+
+def _parse_segment(segment: str, text: str) -> Reference:
+    match = _STRENGTH.fullmatch(segment)
+    location, strength = (match["location"], float(match["strength"])) if match else (segment, 1.0)
+    if not match and (tail := re.search(rf"{re.escape(SUFFIX)}(?:@[\w./-]+)?:(?P<strength>.*)$", segment)):
+        raise ReferenceSyntaxError(f"vector={text}: strength {tail['strength']!r} is not a number; expected {FORM}")
+    if not location.strip():
+        raise ReferenceSyntaxError(f"vector={text}: a reference is missing beside '+'; expected {FORM}")
+    if location.startswith("hf://") and not _HUB.fullmatch(location):
+        raise ReferenceSyntaxError(f"{location}: expected hf://owner/repo/file{SUFFIX}[@revision]")
+    return Reference(location, _finite(strength, text))
+
+
+def _weighted(source: VectorSpec, strength: Any) -> list[Reference]:
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise ReferenceSyntaxError(f"vector: strength {strength!r} of {source!r} is not a number")
+    factor = _finite(float(strength), source)
+    return [Reference(part.source, part.strength * factor) for part in parse(source)]
+
+
+def _finite(strength: float, text: object) -> float:
+    if not math.isfinite(strength):
+        raise ReferenceSyntaxError(f"vector={text}: strength {strength} is not a finite number")
+    return strength
+
+
+def _download(address: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    match = _HUB.fullmatch(address)
+    if match is None or ".." in match["file"].split("/"):
+        raise ReferenceSyntaxError(f"{address}: expected hf://owner/repo/file{SUFFIX}[@revision]")
+    try:
+        path = Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
+        # Beside a booster of very many training documents lies their list; most boosters have none.
+        with suppress(EntryNotFoundError):
+            hf_hub_download(match["repo"], sidecar(Path(match["file"])).as_posix(), revision=match["revision"])
+        return path
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise BoosterError(f"{address}: cannot be fetched from the hub ({type(error).__name__}: {reason})") from error

@@ -1,0 +1,1 @@
+"""Many trainings and evaluations: layer and strength sweeps, transfer plans, what they cost."""

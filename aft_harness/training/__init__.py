@@ -1,0 +1,1 @@
+"""Making boosters: recipes, objectives, gradient descent, and extraction from activations."""

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aft_harness.boosters import references
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.references import Reference, load, parse
+from aft_harness.errors import AftError, BoosterError, ReferenceSyntaxError
+
+
+def saved(path: Path, value: float = 1.0) -> Booster:
+    booster = Booster.static({1: torch.full((4,), value)})
+    booster.save(path)
+    return booster
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.safetensors", [("a.safetensors", 1.0)]),
+        ("a.safetensors:0.5", [("a.safetensors", 0.5)]),
+        ("a.safetensors:-2", [("a.safetensors", -2.0)]),
+        ("a.safetensors:1e-1+b.safetensors", [("a.safetensors", 0.1), ("b.safetensors", 1.0)]),
+        ("a.safetensors:1e+1+b.safetensors:.5", [("a.safetensors", 10.0), ("b.safetensors", 0.5)]),
+        ("A+B/a.safetensors", [("A+B/a.safetensors", 1.0)]),
+        ("math+code:0.5", [("math", 1.0), ("code", 0.5)]),
+        (
+            "hf://me/boosters/a.safetensors@v1:2+x.safetensors",
+            [("hf://me/boosters/a.safetensors@v1", 2.0), ("x.safetensors", 1.0)],
+        ),
+        ("C:\\x\\a.safetensors:3", [("C:\\x\\a.safetensors", 3.0)]),
+        ("a.safetensors+a.safetensors", [("a.safetensors", 1.0), ("a.safetensors", 1.0)]),
+    ],
+)
+def test_grammar(text: str, expected: list[tuple[str, float]]) -> None:
+    assert [(part.source, part.strength) for part in parse(text)] == expected
+
+
+def test_an_existing_path_wins_whole(tmp_path: Path) -> None:
+    odd = tmp_path / "a.safetensors+b.safetensors:0.5"
+    saved(odd)
+    assert parse(str(odd)) == [Reference(str(odd), 1.0)]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "  ",
+        "a.safetensors:x",
+        "a.safetensors:",
+        "a.safetensors+",
+        "a\0.safetensors",
+        3,
+        0.5,
+        None,
+        [],
+        ["a", 3],
+        {"a": "x"},
+        {"a": True},
+        [("a", float("nan"))],
+        "hf://me/a.safetensors",
+        "a.safetensors:1e999",
+    ],
+)
+def test_bad_references_are_refused_in_one_line(spec: Any) -> None:
+    with pytest.raises(AftError) as caught:
+        load(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_python_forms(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    booster = saved(path)
+    assert parse(path) == [Reference(str(path))]
+    assert parse({str(path): 0.5}) == [Reference(str(path), 0.5)]
+    assert parse([str(path), (booster, 2)]) == [Reference(str(path)), Reference(booster, 2.0)]
+    assert parse([f"{path}:0.5", f"{path}"]) == [Reference(str(path), 0.5), Reference(str(path))]
+    assert parse({f"{path}:0.5": 0.5}) == [Reference(str(path), 0.25)]
+
+
+def test_one_reference_keeps_the_identity_of_its_booster(tmp_path: Path) -> None:
+    booster = saved(tmp_path / "a.safetensors")
+    loaded, strength = load(f"{tmp_path}/a.safetensors:0.5")
+    assert (loaded.sha256, strength) == (booster.sha256, 0.5)
+
+
+def test_several_references_are_mixed(tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors", 1.0)
+    saved(tmp_path / "b.safetensors", 10.0)
+    mixed, strength = load(f"{tmp_path}/a.safetensors:3+{tmp_path}/b.safetensors:-0.1")
+    assert strength == 1.0
+    torch.testing.assert_close(mixed.tensors["layers.1.vector"], torch.full((4,), 2.0))
+
+
+def test_missing_files_and_names_say_what_to_give() -> None:
+    with pytest.raises(BoosterError, match=r"nowhere\.safetensors: no such booster file"):
+        load("nowhere.safetensors")
+    with pytest.raises(BoosterError, match=r"reasoning: no such booster; give the path"):
+        load("reasoning")
+
+
+def test_hub_addresses_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    saved(tmp_path / "a.safetensors")
+    calls = []
+
+    def download(repo: str, file: str, revision: str | None = None) -> str:
+        calls.append((repo, file, revision))
+        return str(tmp_path / "a.safetensors")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    _, strength = load("hf://me/boosters/sub/a.safetensors@v2:0.5")
+    name = "sub/a.safetensors"
+    assert calls == [("me/boosters", name, "v2"), ("me/boosters", f"{name}.documents.txt", "v2")] and strength == 0.5
+    with pytest.raises(ReferenceSyntaxError):
+        load("hf://me/boosters/../a.safetensors")
+
+
+def test_an_unreachable_hub_is_one_line() -> None:
+    with pytest.raises(BoosterError, match="cannot be fetched from the hub") as caught:
+        load("hf://me/boosters/a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_hold_no_folders() -> None:
+    assert references.label("/home/me/a.safetensors:0.5") == "a.safetensors"
+    assert references.label("x/a.safetensors:0.5+y/b.safetensors") == "a.safetensors:0.5+b.safetensors:1"
+    assert references.label("hf://owner/repo/a.safetensors") == "hf://owner/repo/a.safetensors"
+    assert references.label(booster := Booster.static({0: torch.ones(4)})) == f"booster {booster.sha256[:12]}"

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import comb
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, ttest_1samp
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from aft_harness.results.statistics import RESAMPLES, compare, exact_mcnemar, holm, min_detectable, sign_flip
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 5), (13, 55), (107, 28), (3, 0)])
+def test_mcnemar_is_the_sum_of_all_splits_that_are_no_likelier(gained: int, lost: int) -> None:
+    n = gained + lost
+    if n:
+        likely = comb(n, gained)
+        by_hand = sum(comb(n, k) for k in range(n + 1) if comb(n, k) <= likely) / 2**n
+        assert exact_mcnemar(gained, lost) == pytest.approx(by_hand, rel=1e-9)
+        assert exact_mcnemar(gained, lost) == pytest.approx(binomtest(lost, n).pvalue, rel=1e-12)
+    else:
+        assert exact_mcnemar(gained, lost) == 1.0
+
+
+def test_compare_counts_document_by_document() -> None:
+    result = compare([1, 1, 0, 0, 0], [1, 0, 1, 1, 0])
+    assert (result.n, result.gained, result.lost) == (5, 2, 1)
+    assert (result.baseline, result.steered, result.delta) == pytest.approx((0.4, 0.6, 0.2))
+    assert result.p_value == exact_mcnemar(2, 1)
+
+
+def test_the_interval_is_that_of_resampled_documents() -> None:
+    before = [0] * 60 + [1] * 140
+    after = [1] * 30 + [0] * 30 + [1] * 130 + [0] * 10
+    result = compare(before, after)
+    rng = np.random.default_rng(1)
+    differences = np.array(after) - np.array(before)
+    means = rng.choice(differences, (20000, 200)).mean(axis=1)
+    assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
+    same = compare([1, 0], [1, 0])
+    assert (same.ci_low, same.ci_high) == (0, 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [([1], [1, 0]), ([], []), ([0.5], [float("nan")])])
+def test_compare_refuses_what_is_not_paired(before: list[float], after: list[float]) -> None:
+    with pytest.raises(ValueError, match="outcomes"):
+        compare(before, after)
+
+
+def test_means_are_compared_by_exchanging_signs() -> None:
+    before, after = [0.2, 0.4, 0.6, 0.9, 0.5], [0.5, 0.3, 0.9, 0.9, 0.8]
+    result = compare(before, after)
+    assert (result.gained, result.lost) == (None, None)
+    assert result.p_value == pytest.approx(brute_sign_flip([0.3, -0.1, 0.3, 0.0, 0.3]))
+    pooled = compare([0, 1, 0], [1, 1, 1], means=True)
+    assert pooled.gained is None and pooled.p_value == pytest.approx(0.5)
+
+
+def brute_sign_flip(differences: list[float]) -> float:
+    observed = abs(sum(differences))
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips(len(differences))]
+    return sum(total >= observed - 1e-12 for total in sums) / len(sums)
+
+
+def flips(count: int) -> Iterator[tuple[int, ...]]:
+    return product((-1, 1), repeat=count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9, 12])
+def test_few_differences_are_exchanged_in_every_way(count: int) -> None:
+    differences = np.random.default_rng(count).normal(0.4, 1, count).round(2)
+    assert sign_flip(differences) == pytest.approx(brute_sign_flip(list(differences)))
+
+
+def test_many_differences_are_exchanged_at_random() -> None:
+    differences = np.random.default_rng(0).normal(0.15, 1, 200)
+    # With so many documents the exact test is the t-test's near twin.
+    assert sign_flip(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.01)
+    assert sign_flip(np.full(100, 0.1)) == pytest.approx(2 / (RESAMPLES + 1))
+    assert sign_flip([0.0, 0.0]) == 1.0 == sign_flip([])
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9, 0.001, 0.03, 1.0], []])
+def test_holm_is_the_step_down_of_its_definition(p_values: list[float]) -> None:
+    expected = [
+        min(1.0, max((len(p_values) - rank) * p for rank, p in enumerate(sorted(p_values)) if p <= own))
+        for own in p_values
+    ]
+    assert holm(p_values) == pytest.approx(expected)
+    if p_values:
+        assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
+@pytest.mark.parametrize(("count", "discordant"), [(200, 0.2), (788, 0.3), (788, 0.05)])
+def test_a_detectable_change_is_detected_so_often(count: int, discordant: float) -> None:
+    differences = np.zeros(count)
+    differences[: int(count * discordant)] = np.resize([1, -1], int(count * discordant))
+    delta = min_detectable(differences)
+    rng = np.random.default_rng(0)
+    gains = (discordant + delta) / 2
+    drawn = rng.choice([1, -1, 0], size=(4000, count), p=[gains, discordant - gains, 1 - discordant])
+    z = drawn.sum(axis=1) / np.sqrt(np.maximum(1, (drawn != 0).sum(axis=1)))
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_can_be_detected_without_a_difference_yet() -> None:
+    assert 0.03 < min_detectable(np.zeros(200)) < 0.06  # about eight documents, all in one direction
+    assert np.isnan(min_detectable([0.0])) and np.isnan(min_detectable([0.3]))
+    values = np.random.default_rng(0).normal(0, 2, 100)
+    expected = TTestPower().solve_power(nobs=100, alpha=0.05, power=0.8) * values.std(ddof=1)
+    assert min_detectable(values) == pytest.approx(expected, rel=0.02)
