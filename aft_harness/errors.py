@@ -1,7 +1,7 @@
 """The errors a user can cause, each with a message of one line that says what is wrong and what to do.
 
-Library callers catch these types; the command line prints the message and exits with `exit_code`. Nothing here
-imports anything, so that every module may raise them.
+Library callers catch these types; the command line prints the message and exits with `exit_code`: 2 where a value
+cannot be understood, 1 where the work went wrong. Nothing here imports anything, so that every module may raise them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ class AftError(Exception):
     exit_code = 1
 
 
+class ParseError(AftError, ValueError):
+    """A value that cannot be understood: layers, a slice of documents, strengths, a reference."""
+
+    exit_code = 2
+
+
+class ReferenceSyntaxError(ParseError):
+    """A `vector=` value that cannot be parsed."""
+
+
+class FileError(AftError):
+    """A file or folder that cannot be read or written."""
+
+
 class BoosterError(AftError, ValueError):
     """A booster file or booster that cannot be used: malformed, of the wrong shape, for another model."""
-
-
-class ReferenceSyntaxError(AftError, ValueError):
-    """A `vector=` or `--vector` value that cannot be parsed or resolved."""
 
 
 class ModelError(AftError, ValueError):
@@ -26,7 +36,7 @@ class ModelError(AftError, ValueError):
 
 
 class TaskError(AftError, ValueError):
-    """A task, split or document selection that cannot be used."""
+    """A task, split or document selection that cannot be used, or results that cannot be compared."""
 
 
 class CacheError(AftError, RuntimeError):
@@ -34,4 +44,4 @@ class CacheError(AftError, RuntimeError):
 
 
 class TrainingError(AftError, ValueError):
-    """A training request whose options do not go together, or that diverged."""
+    """A training request whose settings do not go together, or that diverged."""

@@ -56,22 +56,3 @@ def text_hash(text: str) -> str:
 def normalised(text: str) -> str:
     """Text without what formatting changes: case, width, punctuation, white space."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or text.strip()
-
-
-def unlisted(provenance: Mapping[str, Any]) -> int:
-    """How many training documents a booster had that its provenance does not name: its sidecar file is missing."""
-    recorded = provenance.get("documents")
-    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("count"), int):
-        return 0
-    if recorded.get("sidecar"):
-        return int(recorded["count"])
-    if isinstance(recorded.get("unlisted"), int):  # a mixture counts what its parts have lost
-        return int(recorded["unlisted"])
-    # Rows with one question share a hash, so fewer hashes than documents are nothing unless none is there.
-    return 0 if recorded.get("hashes") else int(recorded["count"])
-
-
-def recorded_hashes(provenance: Mapping[str, Any]) -> frozenset[str]:
-    """The training documents that a booster's provenance names."""
-    recorded = provenance.get("documents")
-    return frozenset(recorded.get("hashes", [])) if isinstance(recorded, Mapping) else frozenset()

@@ -1,4 +1,4 @@
-"""The `vector=` grammar: from what a user typed to a booster and its strength.
+"""The `vector=` grammar: from what a user typed to a variant, which is a booster at a strength under a name.
 
 Knows paths, `hf://` addresses and how several are combined. Knows nothing of models.
 
@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aft_harness.boosters.booster import Booster, mix, sidecar
+from aft_harness.boosters import file_format
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.mixing import mix
+from aft_harness.boosters.variant import Variant
 from aft_harness.errors import BoosterError, ReferenceSyntaxError
 
 SUFFIX = ".safetensors"
@@ -54,10 +57,10 @@ class Reference:
         if isinstance(self.source, Booster):
             return self.source
         if self.source.startswith("hf://"):
-            return Booster.load(_download(self.source))
+            return file_format.load(_download(self.source))
         if not self.source.endswith(SUFFIX) and not Path(self.source).exists():
             raise BoosterError(f"{self.source}: no such booster; give the path of a {SUFFIX} file")
-        return Booster.load(self.source)
+        return file_format.load(self.source)
 
 
 def parse(spec: VectorSpec) -> list[Reference]:
@@ -91,30 +94,37 @@ def parse(spec: VectorSpec) -> list[Reference]:
     raise ReferenceSyntaxError(f"vector={spec!r} is not a booster reference; expected {FORM}")
 
 
-def load(spec: VectorSpec) -> tuple[Booster, float]:
-    """The booster that a specification names, and the strength to run it at.
+def load(spec: VectorSpec, scale: float = 1.0) -> Variant:
+    """The variant that a specification names.
 
-    A single reference keeps the booster's own identity and returns its strength; several are mixed into one booster of
+    A single reference keeps the booster's own identity and carries its strength; several are mixed into one booster of
     strength 1.
+
+    Args:
+        spec: See `parse`.
+        scale: Factor on the whole.
+
+    Raises:
+        AftError: The specification cannot be parsed, or a booster cannot be read.
     """
     references = parse(spec)
     loaded = [(reference.load(), reference.strength) for reference in references]
-    return loaded[0] if len(loaded) == 1 else (mix(loaded), 1.0)
+    booster, strength = loaded[0] if len(loaded) == 1 else (mix(loaded), 1.0)
+    return Variant(_name(references), booster, strength * scale)
 
 
-def label(spec: VectorSpec) -> str:
-    """What to call a specification in a table: file names without their folders, which are nobody else's business."""
+def _name(references: Sequence[Reference]) -> str:
+    """What the user typed, without folders, which are nobody else's business."""
 
     def named(reference: Reference) -> str:
         source = reference.source
         if isinstance(source, Booster):
-            return f"booster {source.sha256[:12]}"
-        return source if source.startswith("hf://") else Path(source).name
+            name = f"booster {source.sha256[:12]}"
+        else:
+            name = source if source.startswith("hf://") else Path(source).name
+        return name if reference.strength == 1 else f"{name}:{reference.strength:g}"
 
-    references = parse(spec)
-    if len(references) == 1:
-        return named(references[0])
-    return "+".join(f"{named(reference)}:{reference.strength:g}" for reference in references)
+    return "+".join(map(named, references))
 
 
 def _parse_text(text: str) -> list[Reference]:
@@ -169,7 +179,9 @@ def _download(address: str) -> Path:
         path = Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
         # Beside a booster of very many training documents lies their list; most boosters have none.
         with suppress(EntryNotFoundError):
-            hf_hub_download(match["repo"], sidecar(Path(match["file"])).as_posix(), revision=match["revision"])
+            hf_hub_download(
+                match["repo"], file_format.sidecar(Path(match["file"])).as_posix(), revision=match["revision"]
+            )
         return path
     except Exception as error:
         reason = " ".join(str(error).split())

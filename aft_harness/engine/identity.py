@@ -1,4 +1,4 @@
-"""Which model is this: a name and a fingerprint that are the same on every machine.
+"""Reading off a loaded model which one it is: a name and a fingerprint that are the same on every machine.
 
 Knows configurations and weights of Hugging Face models. An absolute path never becomes part of an identity.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aft_harness.boosters.model_identity import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,36 +35,7 @@ _VOLATILE = {
 }
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """The identity of a frozen model.
-
-    Attributes:
-        name: Hub id, or the model's own name; never a path.
-        revision: Commit on the hub, or None for a local checkpoint.
-        fingerprint: SHA-256 over configuration and sampled weights, independent of dtype and device.
-        architecture: Class name, such as `LlamaForCausalLM`.
-        layers: Number of decoder layers.
-        hidden_size: Width of the residual stream.
-    """
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    architecture: str
-    layers: int
-    hidden_size: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The identity as stored in a booster's provenance."""
-        return asdict(self)
-
-    def differs_from(self, recorded: Mapping[str, Any]) -> bool:
-        """Whether a recorded identity is known to be of another model."""
-        return recorded.get("fingerprint") not in (None, self.fingerprint)
-
-
-def identify(model: PreTrainedModel, pretrained: str | None = None) -> BaseModel:
+def identify(model: PreTrainedModel, pretrained: str | None = None) -> ModelIdentity:
     """The identity of a loaded model.
 
     Args:
@@ -73,7 +44,7 @@ def identify(model: PreTrainedModel, pretrained: str | None = None) -> BaseModel
     """
     config = model.config.get_text_config(decoder=True)
     commit = getattr(model.config, "_commit_hash", None)
-    return BaseModel(
+    return ModelIdentity(
         name=_name(model, pretrained),
         revision=str(commit) if commit else None,
         fingerprint=_fingerprint(model),

@@ -1,0 +1,54 @@
+"""Several boosters as one that does what all of them do at once. Knows boosters and provenance, and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.injections import Injection
+from aft_harness.errors import BoosterError
+
+
+def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
+    """One booster that does what all `parts` do at once, each at its strength.
+
+    The deltas are all taken from the same unsteered hidden state and added, layer by layer.
+
+    Args:
+        parts: Boosters of one model with their strengths.
+
+    Raises:
+        BoosterError: No parts, parts of different hidden size or base model, a strength that is not finite.
+    """
+    if not parts:
+        raise BoosterError("nothing to mix")
+    bases = [booster.provenance.base_model for booster, _ in parts if booster.provenance.base_model]
+    if len(labels := {base.label for base in bases}) > 1:
+        raise BoosterError(f"boosters of different models cannot be mixed: {', '.join(sorted(labels))}")
+    if len(sizes := {booster.hidden_size for booster, _ in parts}) > 1:
+        raise BoosterError(f"boosters of different hidden size cannot be mixed: {sorted(sizes)}")
+    injections: dict[int, Injection] = {}
+    for booster, strength in parts:
+        for layer, injection in booster.scaled(strength).injections.items():
+            try:
+                injections[layer] = injections[layer].plus(injection) if layer in injections else injection
+            except ValueError as error:
+                raise BoosterError(f"layer {layer}: {error}") from None
+    return Booster.of(injections, _provenance(parts) | ({"base_model": bases[0]} if bases else {}))
+
+
+def _provenance(parts: Sequence[tuple[Booster, float]]) -> dict[str, Any]:
+    records: list[dict[str, Any]] = []
+    for booster, strength in parts:
+        provenance = booster.provenance.to_json()
+        provenance.pop("documents", None)  # of all parts together, below
+        records.append({"booster_sha256": booster.sha256, "strength": strength, "provenance": provenance})
+    hashes = frozenset[str]().union(*(booster.provenance.hashes for booster, _ in parts))
+    unlisted = sum(booster.provenance.unlisted for booster, _ in parts)
+    return {
+        "method": "mix",
+        "parts": records,
+        "tasks": [record for booster, _ in parts for record in booster.provenance.tasks],
+        "documents": {"count": len(hashes) + unlisted, "unlisted": unlisted, "hashes": sorted(hashes)},
+    }

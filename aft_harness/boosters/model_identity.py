@@ -1,0 +1,36 @@
+"""Which frozen model a booster was made for. Knows names and digests; reading them off a model is the engine's work."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelIdentity(BaseModel):
+    """The identity of a frozen model, the same on every machine.
+
+    Attributes:
+        name: Hub id, or the model's own name; never a path.
+        revision: Commit on the hub, or None for a local checkpoint.
+        fingerprint: SHA-256 over configuration and sampled weights, independent of dtype and device; None if unknown.
+        architecture: Class name, such as `LlamaForCausalLM`.
+        layers: Number of decoder layers.
+        hidden_size: Width of the residual stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = "unknown"
+    revision: str | None = None
+    fingerprint: str | None = None
+    architecture: str = ""
+    layers: int = 0
+    hidden_size: int = 0
+
+    def differs_from(self, recorded: ModelIdentity) -> bool:
+        """Whether a recorded identity is known to be of another model."""
+        return recorded.fingerprint not in (None, self.fingerprint)
+
+    @property
+    def label(self) -> str:
+        """Name and start of the fingerprint, which tell models apart in messages."""
+        return f"{self.name} ({(self.fingerprint or 'unknown')[:12]})"
