@@ -103,6 +103,16 @@ class ScoreStore:
         self._database.close()
 
 
-def key(*parts: object) -> bytes:
-    """The key of what depends on `parts`, each told apart by its `repr`."""
-    return hashlib.sha256("\0".join(map(repr, parts)).encode()).digest()[:20]
+def content(*parts: object) -> str:
+    """What a request asks, as text: made once for all that it is asked of."""
+    return "\0".join(map(repr, parts))
+
+
+def key_of(identity: str, asked: str) -> bytes:
+    """The key of a result, which depends on who is asked and on what.
+
+    Args:
+        identity: From `SteeredHFLM.cache_identity`.
+        asked: From `content`.
+    """
+    return hashlib.sha256(f"{identity!r}\0{asked}".encode()).digest()[:20]

@@ -1,25 +1,24 @@
 """What a transfer study asks: models x training tasks x layers x seeds x evaluation tasks, read from YAML or options.
 
-Knows words and numbers only. Knows nothing of models.
+Knows words and numbers only. Knows nothing of models, and loads no torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from aft_harness.boosters.layers import Layers
 from aft_harness.errors import AftError, TaskError
-from aft_harness.harness.examples import Prompting, TaskSelection
-from aft_harness.results.pairing import bounds
+from aft_harness.harness.selection import PromptFormat, TaskSelection
+from aft_harness.slices import Slice, SplitSlice
 from aft_harness.training.recipe import RECIPES, Settings
-
-Layers = tuple[int, ...] | Literal["all"] | None
-"""Of one training; None is what the recipe says."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _KEYS = ("models", "train", "evaluate", "layers", "seeds", "recipe", "include_path", "num_fewshot", "split_seed")
@@ -45,6 +44,11 @@ class Evaluation:
         """Whether boosters of a seed are evaluated."""
         return self.seeds is None or seed in self.seeds
 
+    @property
+    def slice(self) -> Slice | None:
+        """The documents, where they are named by id."""
+        return Slice.parse(self.docs) if self.docs is not None else None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,19 +58,21 @@ class Plan:
         models: Arguments of `SteeredHFLM`, each.
         sources: By name, the tasks that one booster learns from.
         evaluations: What every booster is evaluated on.
-        layers: Where boosters act, each.
+        layers: Where boosters act, each; None is what the recipe says.
         seeds: Of the training, each.
         settings: How to train; layers and seed are replaced.
-        prompting: How prompts are formatted.
+        prompt_format: How prompts are formatted.
+        include_path: Folders with further task YAMLs.
     """
 
     models: tuple[Mapping[str, Any], ...]
     sources: Mapping[str, tuple[TaskSelection, ...]]
     evaluations: tuple[Evaluation, ...]
-    layers: tuple[Layers, ...]
+    layers: tuple[Layers | None, ...]
     seeds: tuple[int, ...]
     settings: Settings
-    prompting: Prompting
+    prompt_format: PromptFormat
+    include_path: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, models: Sequence[Mapping[str, Any]] = ()) -> Plan:
@@ -80,105 +86,137 @@ class Plan:
             TaskError: It cannot be read, or is no plan.
         """
         try:
-            told = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise TaskError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
-        if not isinstance(told, dict):
-            raise TaskError(f"{path}: is no plan: it has to name models, train and evaluate")
-        included = [str(path.parent / folder) for folder in told.get("include_path", [])]
+        if not isinstance(content, dict):
+            raise TaskError(f"{path}: is not a plan: it has to name models, train and evaluate")
         try:
-            return cls.of({**told, "include_path": included, **({"models": list(models)} if models else {})})
+            included = [str(path.parent / folder) for folder in _strings("include_path", content)]
+            replaced = {"models": list(models)} if models else {}
+            return cls.of({**content, "include_path": included, **replaced})
         except AftError as error:
             raise TaskError(f"{path}: {error}") from None
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Plan:
+    def of(cls, content: Mapping[str, Any]) -> Plan:
         """The plan of what a YAML file or the options say.
 
         Raises:
             TaskError: It is no plan.
         """
-        if unknown := sorted(set(told) - set(_KEYS)):
+        if unknown := sorted(map(str, set(content) - set(_KEYS))):
             raise TaskError(f"unknown key {unknown[0]!r}; a plan has {', '.join(_KEYS)}")
         for key in ("models", "train", "evaluate"):
-            if not told.get(key):
+            if not content.get(key):
                 raise TaskError(f"{key!r} is missing or empty")
-        models = [{"pretrained": one} if isinstance(one, str) else one for one in told["models"]]
-        if not all(isinstance(one, dict) and "pretrained" in one for one in models):
+        models = content["models"]
+        if not isinstance(models, Sequence) or isinstance(models, str):
+            raise TaskError("'models' must be a list")
+        models = [{"pretrained": model} if isinstance(model, str) else model for model in models]
+        if not all(isinstance(model, Mapping) and isinstance(model.get("pretrained"), str) for model in models):
             raise TaskError("each of 'models' needs 'pretrained'")
-        seeds = tuple(told.get("seeds", [0]))
-        if not seeds or not all(isinstance(seed, int) for seed in seeds):
-            raise TaskError("'seeds' must be whole numbers")
+        layers = content.get("layers", [None])
+        if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
+            raise TaskError("'layers' must be a list: one entry for each booster, such as [all, 8, [8, 16], 1-]")
         return cls(
             models=tuple(models),
-            sources={str(name): _source(str(name), selections) for name, selections in _items("train", told["train"])},
-            evaluations=tuple(_evaluation(str(task), how) for task, how in _items("evaluate", told["evaluate"])),
-            layers=tuple(_layers(one) for one in told.get("layers", [None])),
-            seeds=seeds,
-            settings=_settings(told.get("recipe", {}), told.get("split_seed", 0)),
-            prompting=Prompting(num_fewshot=told.get("num_fewshot"), include_path=tuple(told.get("include_path", []))),
+            sources={
+                str(name): _source(str(name), selections) for name, selections in _items("train", content["train"])
+            },
+            evaluations=tuple(_evaluation(str(task), how) for task, how in _items("evaluate", content["evaluate"])),
+            layers=tuple(None if value is None else Layers.of(value) for value in layers),
+            seeds=_seeds("'seeds'", content.get("seeds", [0])),
+            settings=_settings(content.get("recipe") or {}, content.get("split_seed", 0)),
+            prompt_format=PromptFormat(num_fewshot=_count("num_fewshot", content.get("num_fewshot"), least=0)),
+            include_path=tuple(_strings("include_path", content)),
         )
 
 
-def _items(key: str, told: Any) -> list[tuple[Any, Any]]:
+def _items(key: str, value: Any) -> list[tuple[Any, Any]]:
     """Names with what is said of them: a mapping, or a list of names of which nothing is."""
-    if isinstance(told, Mapping):
-        return list(told.items())
-    if isinstance(told, Sequence) and not isinstance(told, str):
-        return [(name, None) for name in told]
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value):
+        return [(name, None) for name in value]
     raise TaskError(f"{key!r} must be a mapping or a list of names")
+
+
+def _strings(key: str, content: Mapping[str, Any]) -> list[str]:
+    value = content.get(key) or []
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise TaskError(f"{key!r} must be a list of folders")
+    return list(value)
+
+
+def _count(what: str, value: Any, least: int = 1) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise TaskError(f"{what} {value!r} is not a number of at least {least}")
+    return value
+
+
+def _seeds(what: str, value: Any) -> tuple[int, ...]:
+    numbers = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    if not numbers or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value):
+        raise TaskError(f"{what} must be a list of whole numbers")
+    return tuple(value)
 
 
 def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
     if not _NAME.fullmatch(name):
-        raise TaskError(f"train: {name!r} is no name: letters, digits and . _ + - only")
+        raise TaskError(f"train: {name!r} is not a name: letters, digits and . _ + - only")
     known = {field.name for field in fields(TaskSelection)} - {"name", "development_only"}
     tasks = _items(f"train: {name}", selections) if selections else [(name, None)]
     found = []
     for task, how in tasks:
-        how = how or {}
+        how = {} if how is None else how
+        where = f"train: {name}: {task}"
         if not isinstance(how, Mapping) or set(how) - known:
-            raise TaskError(f"train: {name}: {task}: expected some of {', '.join(sorted(known))}")
-        for key, kind in (("limit", int), ("dev_docs", int), ("weight", int | float), ("train_docs", str)):
-            if key in how and not isinstance(how[key], kind):
-                raise TaskError(f"train: {name}: {task}: {key} {how[key]!r} is not valid")
+            raise TaskError(f"{where}: expected some of {', '.join(sorted(known))}")
+        how = dict(how)
+        if how.get("limit") == "all":
+            how["limit"] = None
+        _count(f"{where}: limit", how.get("limit"))
+        if "dev_docs" in how and _count(f"{where}: dev_docs", how["dev_docs"], least=0) is None:
+            raise TaskError(f"{where}: dev_docs must be a number")
+        weight = how.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise TaskError(f"{where}: weight {weight!r} is not a positive number")
+        if "train_docs" in how:
+            SplitSlice.parse(str(how["train_docs"]))
         found.append(TaskSelection(str(task), **how))
     return tuple(found)
 
 
 def _evaluation(task: str, how: Any) -> Evaluation:
-    how = dict(how or {})
-    if set(how) - {"docs", "limit", "seeds"}:
+    how = {} if how is None else how
+    if not isinstance(how, Mapping) or set(how) - {"docs", "limit", "seeds"}:
         raise TaskError(f"evaluate: {task}: expected some of docs, limit, seeds")
+    how = dict(how)
     if how.get("docs") is not None and how.get("limit") is not None:
-        raise TaskError(f"evaluate: {task}: docs and limit exclude each other")
+        raise TaskError(f"evaluate: {task}: docs and limit cannot be used together")
     if how.get("docs") is not None:
-        bounds(str(how["docs"]))
-    if how.get("limit") is not None and not (isinstance(how["limit"], int) and how["limit"] > 0):
-        raise TaskError(f"evaluate: {task}: limit {how['limit']!r} is not a number of documents")
+        how["docs"] = str(how["docs"])
+        Slice.parse(how["docs"])
+    _count(f"evaluate: {task}: limit", how.get("limit"))
     if how.get("seeds") is not None:
-        how["seeds"] = tuple(how["seeds"])
+        how["seeds"] = _seeds(f"evaluate: {task}: seeds", how["seeds"])
     return Evaluation(task, **how)
 
 
-def _layers(told: Any) -> Layers:
-    if told is None or told == "all":
-        return told
-    layers = told if isinstance(told, list) else [told]
-    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
-        raise TaskError(f"layers: {told!r}: expected all, a layer, or a list of layers of one booster")
-    return tuple(layers)
-
-
-def _settings(told: Any, split_seed: Any) -> Settings:
+def _settings(recipe: Any, split_seed: Any) -> Settings:
     known = {field.name for field in fields(Settings)} - {"layers", "seed", "split_seed"}
-    if not isinstance(told, Mapping) or set(told) - known - {"name"}:
+    if not isinstance(recipe, Mapping) or set(recipe) - known - {"name"}:
         raise TaskError(f"recipe: expected some of name, {', '.join(sorted(known))}")
-    told = dict(told)
-    name = told.pop("name", "default")
-    if name not in RECIPES:
+    if isinstance(split_seed, bool) or not isinstance(split_seed, int):
+        raise TaskError(f"split_seed {split_seed!r} is not a whole number")
+    changes = dict(recipe)
+    name = changes.pop("name", "default")
+    if not isinstance(name, str) or name not in RECIPES:
         raise TaskError(f"recipe: {name!r} is not one of {', '.join(RECIPES)}")
+    for key in ("epochs", "batch_size", "rank"):
+        _count(f"recipe: {key}", changes.get(key))
     try:
-        return replace(RECIPES[name], **told, split_seed=int(split_seed))
+        return replace(RECIPES[name], **changes, split_seed=split_seed)
     except (TypeError, ValueError) as error:
         raise TaskError(f"recipe: {error}") from None

@@ -6,28 +6,45 @@ documents chose is marked: the best of many test results is not a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from aft_harness.boosters import documents
-from aft_harness.boosters.booster import Booster
-from aft_harness.engine.steering import check_layer
-from aft_harness.errors import TaskError, TrainingError
+import pandas as pd
+
+from aft_harness.boosters.provenance import Score
+from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.errors import ParseError, TaskError, TrainingError
 from aft_harness.harness import evaluation
-from aft_harness.harness.evaluation import Variant
-from aft_harness.harness.examples import Example, Prompting, TaskExamples, TaskSelection, evaluated, load_tasks
+from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
-from aft_harness.results import plots, report
-from aft_harness.results.statistics import Paired
+from aft_harness.harness.selection import PromptFormat
+from aft_harness.harness.tasks import Tasks, evaluated_documents
+from aft_harness.progress import OnProgress, OnTraining, TrainingProgress, ignore
+from aft_harness.results import plots, table
+from aft_harness.results.runs import rows
+from aft_harness.slices import ALL, Slice
 from aft_harness.training import train as training
-from aft_harness.training.answers import OnProgress, answers
-from aft_harness.training.lesson import Score
+from aft_harness.training.development import ranking_scores
+from aft_harness.training.identity import trained_before, training_identity
 from aft_harness.training.recipe import ChoiceNorm, Settings
-from aft_harness.training.train import Progress, Trained
+from aft_harness.training.result import TrainingResult
+
+
+@dataclass(frozen=True)
+class Test:
+    """What a sweep reports on: see `evaluation.evaluate`."""
+
+    __test__ = False  # for pytest
+
+    tasks: Sequence[str]
+    prompt_format: PromptFormat = PromptFormat()
+    limit: int | None = None
+    docs: Slice | None = None
+    source: Tasks | None = None
 
 
 @dataclass(frozen=True)
@@ -36,79 +53,99 @@ class Point:
 
     Attributes:
         variant: What was evaluated.
-        name: What a table calls the booster.
         development: What the choice was made by.
         chosen: Whether it is the choice.
-        tests: Task, metric and paired result on test documents.
+        rows: Results on test documents, as rows of the one table schema.
     """
 
     variant: Variant
-    name: str
     development: Score
     chosen: bool
-    tests: list[tuple[str, str, Paired]]
-
-    def rows(self, model: str) -> list[dict[str, Any]]:
-        """The point as rows of a CSV."""
-        assert self.variant.booster is not None
-        accuracy = "" if self.development.accuracy is None else self.development.accuracy
-        columns = {
-            "development_n": self.development.n,
-            "development_accuracy": accuracy,
-            "development_loss": self.development.loss,
-            "chosen": int(self.chosen),
-        }
-        told = (model, self.name, self.variant.booster, self.variant.strength)
-        return [report.row(*told, task, metric, paired, columns) for task, metric, paired in self.tests]
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Test:
-    """What a sweep reports on: see `evaluation.evaluate`."""
+class Sweep:
+    """What a sweep found.
 
-    tasks: Sequence[str]
-    prompting: Prompting
-    limit: int | None = None
-    docs: str | None = None
+    Attributes:
+        over: The column that varies.
+        points: In the order in which they were asked for.
+        unchanged: The development score of the unchanged model.
+    """
+
+    over: Literal["layers", "strength"]
+    points: list[Point]
+    unchanged: Score
+
+    @property
+    def chosen(self) -> Point:
+        """The choice of the development documents."""
+        return next(point for point in self.points if point.chosen)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All rows, with the columns of the development score."""
+        found = []
+        for point in self.points:
+            score = point.development
+            development = {
+                "development_n": score.n,
+                "development_accuracy": score.accuracy,
+                "development_loss": score.loss,
+                "development_measure": score.measure,
+                "chosen": int(point.chosen),
+            }
+            found += [{**row, **development} for row in point.rows]
+        return table.to_frame(found)
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Writes `sweep.csv` and `sweep.png`; the table last: who finds it may trust that all is there."""
+        paths = folder / "sweep.csv", folder / "sweep.png"
+        plots.plot_sweep(self.frame, self.over, paths[1])
+        table.to_csv(self.frame, paths[0])
+        return paths
 
 
 def strengths(
     lm: SteeredHFLM,
-    booster: Booster,
+    variant: Variant,
     values: Sequence[float],
     development: Sequence[TaskExamples],
     test: Test,
     store: ScoreStore | None = None,
-    on_progress: OnProgress = lambda done, total: None,
-    name: str = "",
-) -> list[Point]:
+    on_progress: OnProgress = ignore,
+) -> Sweep:
     """Evaluates a booster at several strengths, all in one pass, and chooses one on development documents.
 
     Args:
         lm: The model, without a booster.
-        booster: What to sweep.
+        variant: The booster to sweep; the strengths multiply its own.
         values: Strengths; 0 is the unchanged model.
         development: Tasks whose development examples choose; those the booster was trained on do not count.
         test: What is reported on.
         store: See `evaluation.evaluate`.
         on_progress: See `evaluation.evaluate`.
-        name: What a table calls the booster.
 
     Raises:
         TrainingError: No development documents are left, or the booster's training documents are not known.
         TaskError: See `refuse_overlap`.
     """
-    if missing := documents.unlisted(booster.provenance):
+    booster = variant.booster
+    if booster is None:
+        raise TrainingError("there is no booster to sweep")
+    if missing := booster.provenance.unlisted:
         raise TrainingError(
             f"the list of the booster's {missing} training documents is missing (NAME.safetensors.documents.txt), so "
             "that development documents cannot be told from them"
         )
-    variants = [Variant(f"strength {value:g}", booster, value) for value in values]
-    trained = documents.recorded_hashes(booster.provenance)
-    examples = [one for task in development for one in task.development if one.document not in trained]
+    trained = booster.provenance.hashes
+    examples = [example for task in development for example in task.development if example.document not in trained]
     refuse_overlap(test, examples)
-    scores = measured(lm, variants, examples, booster.provenance.get("choice_norm", "none"))
-    return _swept(lm, variants, [name or "booster"] * len(variants), scores, test, store, on_progress)
+    names = {value: f"{variant.name.partition('.safetensors')[0]} at {variant.strength * value:g}" for value in values}
+    variants = [Variant(names[value], booster, variant.strength * value) for value in values]
+    norm: Any = booster.provenance.choice_norm or "none"
+    return run(lm, variants, "strength", development, examples, test, norm, store, on_progress)
 
 
 def layers(
@@ -119,9 +156,9 @@ def layers(
     folder: Path,
     test: Test,
     store: ScoreStore | None = None,
-    on_trained: Callable[[int, int, Progress], None] = lambda done, total, progress: None,
-    on_progress: OnProgress = lambda done, total: None,
-) -> list[Point]:
+    on_training: Callable[[int, int, TrainingProgress], None] = ignore,
+    on_progress: OnProgress = ignore,
+) -> Sweep:
     """Trains a booster at each of several layers and chooses one on development documents.
 
     Args:
@@ -132,7 +169,7 @@ def layers(
         folder: Where the boosters go. Those that are there already and came from the very same training are used.
         test: What is reported on.
         store: See `evaluation.evaluate`.
-        on_trained: Told how many layers are trained, of how many, and how the present one is getting on.
+        on_training: Called with how many layers are trained, of how many, and the progress of the present one.
         on_progress: See `evaluation.evaluate`.
 
     Raises:
@@ -141,89 +178,89 @@ def layers(
     """
     examples = [example for task in tasks for example in task.development]
     if not examples:
-        raise TrainingError("a layer sweep chooses on development documents: give --dev-docs")
+        raise TrainingError("a layer sweep chooses on development documents; set some aside")
     refuse_overlap(test, [*examples, *(example for task in tasks for example in task.train)])
-    variants, names = [], []
+    variants = []
     for done, layer in enumerate(candidates):
         path = folder / f"layer-{layer:02d}.safetensors"
-        own = replace(settings, layers=(layer,))
-        booster = training.trained_before(path, training.training_identity(lm, tasks, own))
+        at_layer = replace(settings, layers=layer)
+        booster = trained_before(path, training_identity(lm, tasks, at_layer))
         if booster is None:
 
-            def told(progress: Progress, done: int = done) -> None:
-                on_trained(done, len(candidates), progress)
+            def report(progress: TrainingProgress, done: int = done) -> None:
+                on_training(done, len(candidates), progress)
 
-            booster = training.train(lm, tasks, own, test.prompting, on_progress=told).booster
+            booster = training.train(lm, tasks, at_layer, on_progress=report).booster
             booster.save(path)
         variants.append(Variant(f"layer {layer}", booster))
-        names.append(path.name)
-    scores = measured(lm, variants, examples, settings.choice_norm)
-    return _swept(lm, variants, names, scores, test, store, on_progress)
+    return run(lm, variants, "layers", tasks, examples, test, settings.choice_norm, store, on_progress)
 
 
-def refuse_overlap(test: Test, examples: Sequence[Example]) -> None:
-    """Refuses to report on documents that something was learned from or chosen by; loads the test tasks.
-
-    Raises:
-        TaskError: A test task holds some of them, or cannot be loaded.
-    """
-    known = {example.document for example in examples}
-    for selection, task in load_tasks([TaskSelection(name) for name in test.tasks], test.prompting.include_path):
-        asked = [hashes for _, hashes in evaluated(task, test.docs, test.limit)]
-        if shared := sum(not known.isdisjoint(hashes) for hashes in asked):
-            raise TaskError(
-                f"{shared} of {len(asked)} test documents of {selection.name} are among the training or development "
-                "documents: report on others with --test-docs A:B"
-            )
-
-
-def measured(
-    lm: SteeredHFLM, variants: Sequence[Variant], examples: Sequence[Example], choice_norm: ChoiceNorm = "none"
-) -> list[Score]:
-    """How each variant does on examples, in one pass: what every choice is made by.
-
-    Raises:
-        TrainingError: There are no examples.
-    """
-    if not examples:
-        raise TrainingError("nothing can be chosen without development documents: give --dev-docs")
-    steerings = [lm.steering_for(variant.booster, variant.strength) for variant in variants]
-    found = []
-    for given in answers(lm, examples, steerings, choice_norm):
-        right = [answer.right for answer in given if answer.right is not None]
-        accuracy = sum(right) / len(right) if right else None
-        found.append(Score(sum(answer.loss for answer in given) / len(given), accuracy, len(given)))
-    return found
-
-
-def _swept(
+def run(
     lm: SteeredHFLM,
     variants: Sequence[Variant],
-    names: Sequence[str],
-    development: Sequence[Score],
+    over: Literal["layers", "strength"],
+    development: Sequence[TaskExamples],
+    examples: Sequence[Example],
     test: Test,
-    store: ScoreStore | None,
-    on_progress: OnProgress,
-) -> list[Point]:
-    best = min(range(len(variants)), key=lambda index: development[index].rank)
-    baseline, *steered = evaluation.evaluate(
+    choice_norm: ChoiceNorm = "none",
+    store: ScoreStore | None = None,
+    on_progress: OnProgress = ignore,
+) -> Sweep:
+    """Scores variants on development examples, chooses the best, and evaluates all of them on test documents.
+
+    Args:
+        lm: The model, without a booster.
+        variants: What is compared; names must differ.
+        over: What they differ in.
+        development: The tasks of the examples.
+        examples: Development examples that may choose.
+        test: What is reported on.
+        choice_norm: How choices are ranked.
+        store: See `evaluation.evaluate`.
+        on_progress: See `evaluation.evaluate`.
+
+    Raises:
+        TrainingError: There are no development examples.
+        TaskError: A test task has no metric that is one number a document.
+    """
+    unchanged, *scores = ranking_scores(lm, [BASELINE, *variants], development, examples, choice_norm)
+    best = min(range(len(variants)), key=lambda index: scores[index].rank)
+    results = evaluation.evaluate(
         lm,
-        [Variant("baseline"), *variants],
+        [BASELINE, *variants],
         test.tasks,
-        test.prompting,
+        test.prompt_format,
+        source=test.source,
         limit=test.limit,
         docs=test.docs,
         store=store,
         on_progress=on_progress,
     )
-    tests = [list(evaluation.paired(baseline, results)) for results in steered]
-    if silent := sorted(set(baseline.results["samples"]) - {task for task, _, _ in tests[0]}):
+    found = rows([each.run for each in results])
+    if silent := sorted(set(results[0].results["samples"]) - {row["task"] for row in found}):
         raise TaskError(f"{', '.join(silent)}: no metric is one number a document, which a sweep compares by")
-    columns = zip(variants, names, development, tests, strict=True)
-    return [
-        Point(variant, name, developed, index == best, tested)
-        for index, (variant, name, developed, tested) in enumerate(columns)
-    ]
+    points = []
+    for index, (variant, score) in enumerate(zip(variants, scores, strict=True)):
+        mine = [row for row in found if row["booster"] == variant.name]
+        points.append(Point(variant, score, index == best, mine))
+    return Sweep(over, points, unchanged)
+
+
+def refuse_overlap(test: Test, examples: Sequence[Example]) -> None:
+    """Refuses to report on documents that something was learned from or chosen by.
+
+    Raises:
+        TaskError: A test task holds some of them, or cannot be loaded.
+    """
+    known = {example.document for example in examples}
+    for name, task in (test.source or Tasks()).leaves(test.tasks).items():
+        asked = [hashes for _, hashes in evaluated_documents(task, test.docs or ALL, test.limit)]
+        if shared := sum(not known.isdisjoint(hashes) for hashes in asked):
+            raise TaskError(
+                f"{shared} of {len(asked)} test documents of {name} are among the training or development documents: "
+                "report on others, by a slice of test documents"
+            )
 
 
 def best_layer(
@@ -231,11 +268,11 @@ def best_layer(
     tasks: Sequence[TaskExamples],
     settings: Settings,
     candidates: Sequence[int],
-    prompting: Prompting | None = None,
+    *,
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
-    on_progress: Callable[[Progress, str], None] = lambda progress, prefix: None,
-) -> tuple[Trained, dict[int, Score]]:
+    on_training: Callable[[int, int, TrainingProgress], None] = ignore,
+) -> tuple[TrainingResult, dict[int, Score]]:
     """Trains at each of several layers and keeps the booster that does best on development documents.
 
     Args:
@@ -243,10 +280,9 @@ def best_layer(
         tasks: See `training.train`.
         settings: How to train; its layers are replaced.
         candidates: The layers to try.
-        prompting: See `training.train`.
         licence: See `training.train`.
         cache_limit: See `training.train`.
-        on_progress: Told how the present training is getting on, and which it is.
+        on_training: Called with how many layers are trained, of how many, and the progress of the present one.
 
     Returns:
         The best training, and the development score of each layer; the booster's provenance holds them too.
@@ -256,64 +292,40 @@ def best_layer(
     """
     examples = [example for task in tasks for example in task.development]
     if not examples:
-        raise TrainingError("--layer auto chooses on development documents: give --dev-docs")
-    tried: dict[int, Trained] = {}
-    for layer in candidates:
-        told = f"layer {layer} of {', '.join(map(str, candidates))}: "
-        own = replace(settings, layers=(layer,))
+        raise TrainingError("layers are chosen on development documents; set some aside")
+    tried: dict[int, TrainingResult] = {}
+    for done, layer in enumerate(candidates):
+        report: OnTraining = lambda progress, done=done: on_training(done, len(candidates), progress)  # noqa: E731
         tried[layer] = training.train(
-            lm, tasks, own, prompting, licence, cache_limit, partial(lambda prefix, now: on_progress(now, prefix), told)
+            lm,
+            tasks,
+            replace(settings, layers=layer),
+            licence=licence,
+            cache_limit=cache_limit,
+            on_progress=report,
         )
-    variants = [Variant(f"layer {layer}", trained.booster) for layer, trained in tried.items()]
-    scores = dict(zip(tried, measured(lm, variants, examples, settings.choice_norm), strict=True))
+    variants = [Variant(f"layer {layer}", result.booster) for layer, result in tried.items()]
+    scores = dict(zip(tried, ranking_scores(lm, variants, tasks, examples, settings.choice_norm), strict=True))
     best = tried[min(scores, key=lambda layer: scores[layer].rank)]
-    noted = {str(layer): asdict(score) for layer, score in scores.items()}
-    booster = Booster(best.booster.injections, {**best.booster.provenance, "layer_sweep": noted})
-    return replace(best, booster=booster), scores
+    sweep = {str(layer): score for layer, score in scores.items()}
+    return replace(best, booster=best.booster.with_provenance(layer_sweep=sweep)), scores
 
 
-def parse_layers(text: str, count: int) -> list[int]:
-    """The layers that `all`, `10-25` or `4,8,10-12` means for a model of `count` layers.
-
-    Raises:
-        TrainingError: Not of that form.
-        ModelError: A layer out of range.
-    """
-    if text == "all":
-        return list(range(count))
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise TrainingError(f"--layers {text}: expected all, or layers and ranges such as 4,8,10-12")
-        found.update(dict.fromkeys(range(int(first), int(last or first) + 1)))
-    return [check_layer(layer, count) for layer in found]
+def automatic_layers(count: int) -> list[int]:
+    """The layers that are tried where nothing is said: six, evenly spread between bottom and top of the model."""
+    return sorted({round(count * sixth / 7) for sixth in range(1, 7)} - {count})
 
 
 def parse_strengths(text: str) -> list[float]:
     """The strengths of a list such as `0.5,1,1.5`.
 
     Raises:
-        TrainingError: Not numbers.
+        ParseError: Not finite numbers.
     """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise TrainingError(f"--strengths {text}: expected numbers such as 0.5,1,1.5") from None
-    if not all(abs(value) < float("inf") for value in values):
-        raise TrainingError(f"--strengths {text}: expected finite numbers")
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise ParseError(f"strengths {text!r}: expected finite numbers such as 0.5,1,1.5")
     return list(dict.fromkeys(values))
-
-
-def automatic_layers(count: int) -> list[int]:
-    """The layers that `--layer auto` tries: six, evenly spread between the bottom and the top of the model."""
-    return sorted({round(count * sixth / 7) for sixth in range(1, 7)} - {count})
-
-
-def written(points: Sequence[Point], model: str, over: str, folder: Path) -> Mapping[str, Path]:
-    """Writes `sweep.csv` and `sweep.png` into a folder and returns their paths."""
-    rows = [row for point in points for row in point.rows(model)]
-    paths = {"table": folder / "sweep.csv", "plot": folder / "sweep.png"}
-    plots.plot_sweep(rows, over, paths["plot"])
-    report.write_csv(rows, paths["table"])  # last: who finds the table may trust that all is there
-    return paths

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.engine import packing, steering
+from aft_harness.boosters.layers import check_layer
+from aft_harness.engine.rows import batches
+from aft_harness.engine.trie import pack
 from aft_harness.errors import TrainingError
-from aft_harness.harness.examples import Prompting, TaskExamples
+from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.training.answers import OnProgress, answers
-from aft_harness.training.train import describe, versions
+from aft_harness.progress import OnProgress, ignore
+from aft_harness.training.development import outcomes
+from aft_harness.training.objective import ranking_objectives
+from aft_harness.versions import versions
 
 MEAN_DIFFERENCE_STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 FUNCTION_VECTOR_STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -48,8 +52,7 @@ def mean_difference(
     lm: SteeredHFLM,
     task: TaskExamples,
     layer: int | None = None,
-    prompting: Prompting | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = ignore,
 ) -> Booster:
     """Mean activation of documents answered correctly minus mean of those answered incorrectly, of norm one.
 
@@ -60,8 +63,7 @@ def mean_difference(
         lm: A model without a booster.
         task: Examples with choices; the training ones are used.
         layer: Whose output; None means half the number of layers.
-        prompting: How the prompts were formatted; recorded in the provenance.
-        on_progress: Told how many requests are scored, of how many.
+        on_progress: Called with how many requests are scored, and of how many.
 
     Raises:
         TrainingError: The task has no choices, or all its documents are answered correctly, or none.
@@ -70,21 +72,21 @@ def mean_difference(
     if task.kind != "choice":
         raise TrainingError(f"mean-difference: task {task.task} has no choices to be right or wrong about")
     layer = _layer(lm, layer, len(lm.engine.layers) // 2)
-    (given,) = answers(lm, task.train, on_progress=on_progress)
-    right = [bool(answer.right) for answer in given]
+    (found,) = outcomes(lm, task.train, ranking_objectives([task]), on_progress=on_progress)
+    right = [bool(outcome.right) for outcome in found]
     if all(right) or not any(right):
         what = "correctly" if all(right) else "incorrectly"
         raise TrainingError(
             f"mean-difference: all {len(right)} documents of {task.task} were answered {what}, so there is no "
-            "difference to take; give more or other documents (--limit, --train-docs)"
+            "difference to take; take more or other documents"
         )
     tokens = [lm.tok_encode(example.question) for example in task.train]
     means = torch.stack(activations(lm, tokens, layer, lambda hidden: hidden.mean(0)))
     chosen = torch.tensor(right)
     documents = {"count": len(task.train), "hashes": sorted({example.document for example in task.train})}
     details = {
-        "tasks": [describe(task)],
-        "prompting": {**asdict(prompting or Prompting()), "include_path": None},
+        "tasks": [task.record()],
+        "prompting": asdict(task.prompt_format),
         "answered_correctly": int(chosen.sum()),
         "documents": documents,
     }
@@ -134,15 +136,15 @@ def activations(
     found: dict[int, Tensor] = {}
     # Questions share hardly any tokens: plain rows lose nothing, and every model takes them.
     engine = lm.engine.plain()
-    for batch in packing.batches(packing.pack(kept, [len(sequence) for sequence in kept], 1), TOKENS_PER_PASS):
+    for batch in batches(pack(kept, [len(sequence) for sequence in kept], 1), TOKENS_PER_PASS):
         hidden = engine.hidden(batch, layer).float().cpu()
-        for states, row in zip(hidden, batch.rows, strict=True):
-            found.update({member: reduce(states[tail]) for member, tail in zip(row.members, row.tails, strict=True)})
+        for outputs, row in zip(hidden, batch.rows, strict=True):
+            found.update({member: reduce(outputs[tail]) for member, tail in zip(row.members, row.tails, strict=True)})
     return [found[index] for index in range(len(kept))]
 
 
 def _layer(lm: SteeredHFLM, layer: int | None, default: int) -> int:
-    return steering.check_layer(default if layer is None else layer, len(lm.engine.layers))
+    return check_layer(default if layer is None else layer, len(lm.engine.layers))
 
 
 def _booster(lm: SteeredHFLM, method: str, layer: int, direction: Tensor, details: dict[str, object]) -> Booster:
@@ -150,7 +152,7 @@ def _booster(lm: SteeredHFLM, method: str, layer: int, direction: Tensor, detail
     if not norm > 0:
         raise TrainingError(f"{method}: both kinds of prompts have the same activations at layer {layer}")
     provenance = {
-        "base_model": lm.base_model.to_json(),
+        "base_model": lm.base_model,
         "method": method,
         "raw_norm": norm,
         "dtype": str(lm.model.dtype).removeprefix("torch."),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-class StateStore:
-    """An append-only list of tensors of one dtype and width, a context manager.
+class HiddenStates:
+    """An append-only list of tensors, a context manager.
 
     The file beyond the limit has no name where the system allows that, so that nothing is left behind even by a process
     that is killed.

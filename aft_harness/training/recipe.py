@@ -1,27 +1,18 @@
 """How to train: every setting of a training, and the named recipes.
 
-Knows names and numbers only, so that the command line can show them without loading torch.
+Knows names and numbers only, so that plans and the command line can show them without loading torch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from aft_harness.boosters.kinds import Activation, InputNorm, Kind
+from aft_harness.boosters.layers import Layers
 from aft_harness.errors import TrainingError
-
-TRAINING_DOCUMENTS = 600
-"""Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
-
-Kind = Literal["static", "contextual"]
-"""Of an injection: a vector, or a small MLP of the hidden state."""
-
-Activation = Literal["gelu", "silu", "tanh"]
-"""Of that MLP."""
-
-InputNorm = Literal["none", "rms"]
-"""What that MLP makes of the hidden state first."""
 
 Objective = Literal["answer", "choice", "both"]
 """`answer`: cross-entropy of the right answer's tokens, per token. `choice`: of the softmax over the choices'
@@ -34,15 +25,15 @@ RateUnit = Literal["absolute", "residual"]
 """Of the learning rate: `residual` counts deltas in the size of the layer's residual stream, shared by all layers."""
 
 Schedule = Literal["constant", "linear"]
-"""`linear` falls from the learning rate to nothing over the whole training."""
+"""Of the learning rate; `linear` decays to zero over the whole training."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """How to train; the defaults are the default recipe, whose reasons stand in docs/log.md.
 
     Attributes:
-        layers: Decoder layers that get an injection; None means the middle one.
+        layers: Decoder layers that get an injection: the grammar of `boosters.layers.Layers`, an index or a list.
         kind: Kind of injection.
         rank: Width of a contextual injection.
         activation: Its activation.
@@ -57,36 +48,46 @@ class Settings:
         schedule: How the rate changes.
         batch_size: Examples per optimiser step.
         seed: Seed of the order of examples.
-        split_seed: Seed that parted development from training documents; recorded only.
+        split_seed: Seed that separated development from training documents; recorded only.
     """
 
-    layers: tuple[int, ...] | Literal["all"] | None = None
+    layers: Layers | str | int | Sequence[int] = "all"
     kind: Kind = "static"
     rank: int = 8
     activation: Activation = "gelu"
     input_norm: InputNorm = "rms"
     objective: Objective | None = None
     choice_norm: ChoiceNorm = "none"
-    temperature: float | None = 1.0
-    epochs: int = 5
-    lr: float = 1e-2
-    rate_unit: RateUnit = "absolute"
-    schedule: Schedule = "constant"
+    temperature: float | None = None
+    epochs: int = 3
+    lr: float = 0.05
+    rate_unit: RateUnit = "residual"
+    schedule: Schedule = "linear"
     batch_size: int = 8
     seed: int = 0
     split_seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot train."""
-        if min(self.epochs, self.batch_size, self.rank) < 1:
-            raise TrainingError("--epochs, --batch-size and --rank must be at least 1")
+        object.__setattr__(self, "layers", Layers.of(self.layers))
+        for name in ("epochs", "batch_size", "rank"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} {getattr(self, name)} must be at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise TrainingError(f"--lr {self.lr} must be a positive number")
+            raise TrainingError(f"learning rate {self.lr} must be a positive number")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise TrainingError(f"--temperature {self.temperature} must be a positive number")
+            raise TrainingError(f"temperature {self.temperature} must be a positive number")
         for name, values in _NAMED.items():
             if (value := getattr(self, name)) not in values:
                 raise TrainingError(f"{name} {value!r} is not one of {', '.join(map(str, values))}")
+
+    def layer_indices(self, count: int) -> tuple[int, ...]:
+        """The layers to train of a model that has `count` of them, ascending.
+
+        Raises:
+            ModelError: A layer out of range.
+        """
+        return Layers.of(self.layers).resolve(count)
 
 
 _NAMED = {
@@ -109,9 +110,16 @@ def objective_of(kind: Literal["choice", "text"], asked: Objective | None) -> Ob
 
 
 RECIPES = {
-    "default": Settings(
-        layers="all", rate_unit="residual", lr=0.05, schedule="linear", epochs=3, batch_size=8, temperature=None
+    "default": Settings(),
+    "original": Settings(
+        layers="middle",
+        objective="answer",
+        temperature=1.0,
+        epochs=5,
+        lr=1e-2,
+        rate_unit="absolute",
+        schedule="constant",
+        batch_size=4,
     ),
-    "original": Settings(objective="answer", batch_size=4),
 }
-"""What `default` rests on is told in docs/log.md; `original` is as Activation Fine-Tuning was first published."""
+"""`original` is as Activation Fine-Tuning was first published."""

@@ -1,0 +1,61 @@
+"""Loading a model through lm-eval's `hf`, with one clear line for what bad input makes it raise.
+
+Knows the errors of transformers and the hub. Knows nothing of boosters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from aft_harness.errors import AftError, ModelError
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Reads `key=value,key=value` as lm-eval's `--model_args` does.
+
+    Raises:
+        ModelError: A part without `=`.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    if wrong := [part for part in text.split(",") if part and "=" not in part]:
+        raise ModelError(f"model argument {wrong[0]!r}: expected key=value, separated by commas")
+    return dict(simple_parse_args_string(text))
+
+
+def load_as_hf(load: Callable[..., None], pretrained: str | transformers.PreTrainedModel, **kwargs: Any) -> None:
+    """Runs `HFLM.__init__` and turns what bad input makes it raise into one clear line.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    try:
+        load(pretrained=pretrained, **kwargs)
+    except AftError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{shown(pretrained)} does not fit on {kwargs.get('device')}; try dtype=bfloat16") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        reason = _explain(error)
+        raise ModelError(f"{shown(pretrained)} cannot be loaded as a causal language model: {reason}") from error
+
+
+def shown(pretrained: object) -> str:
+    """What messages call a model."""
+    return pretrained if isinstance(pretrained, str) else type(pretrained).__name__
+
+
+def _explain(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if text.startswith("Unrecognized configuration class"):
+        return f"its configuration is {text.split('<class ')[-1].split('>')[0]}, which has no causal form"
+    if "is not a local folder and is not a valid model identifier" in text or "Can't load" in text:
+        return "no such folder or hub id (or no network, and it is not in the hub's cache)"
+    if "couldn't connect" in text or "offline" in text.lower():
+        return "it is neither a local folder nor in the hub's cache, and the hub cannot be reached"
+    sentence = text.split(". ")[0][:300]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

@@ -1,0 +1,54 @@
+"""Which documents of which tasks, and how prompts are formatted: what a user asks for, before anything is loaded.
+
+Knows names and numbers only, so that plans and the command line can use it without torch or lm-eval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRAINING_DOCUMENTS = 600
+"""Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How prompts are formatted; the same words as lm-eval's options.
+
+    Attributes:
+        num_fewshot: Few-shot examples; None means the task's own number.
+        apply_chat_template: Whether prompts go through the tokenizer's chat template.
+        system_instruction: System message in front of every prompt.
+        fewshot_as_multiturn: Whether few-shot examples are chat turns; None means where there is a chat template.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether few-shot examples are chat turns."""
+        return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+
+@dataclass(frozen=True)
+class TaskSelection:
+    """Which documents of one task to train on.
+
+    Attributes:
+        name: Task name.
+        limit: Largest number of training documents; None takes all.
+        weight: Weight of the task in the loss of a mixture.
+        train_docs: Rows to draw from, as `split` or `split[a:b]`; None means the task's training split.
+        dev_docs: Number of development documents to carve from the same rows.
+        development_only: Whether training documents are not wanted at all.
+    """
+
+    name: str
+    limit: int | None = TRAINING_DOCUMENTS
+    weight: float = 1.0
+    train_docs: str | None = None
+    dev_docs: int = 0
+    development_only: bool = False

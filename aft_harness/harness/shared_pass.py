@@ -1,0 +1,148 @@
+"""Requests scored once for all variants that lm-eval asks about, one after the other.
+
+Knows lm-eval's requests and the model type. Knows nothing of tasks and metrics.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from aft_harness.boosters.variant import Variant
+from aft_harness.engine.scoring import Request
+from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
+from aft_harness.progress import OnProgress
+
+_TEXTS_AT_ONCE = 16
+"""Texts that are generated before they are stored, where the batch size is found automatically."""
+
+
+class SharedPass:
+    """Scores each request under all variants when the first of them asks for it."""
+
+    def __init__(
+        self, lm: SteeredHFLM, variants: Sequence[Variant], store: ScoreStore | None, on_progress: OnProgress
+    ) -> None:
+        """Checks that every booster fits; nothing is scored yet.
+
+        Args:
+            lm: The model, without a booster of its own.
+            variants: What is evaluated.
+            store: Where results are kept, and looked up before they are computed.
+            on_progress: Called with how many requests are scored, and of how many.
+        """
+        self.models = [lm.with_variant(variant) for variant in variants]
+        self._lm, self._variants = lm, variants
+        self._identities = [lm.cache_identity(variant) for variant in variants]
+        self._store, self._on_progress = store, on_progress
+        # Long prompts are compared and hashed once; from then on a request is its place in `_requests`.
+        self._places: dict[tuple[str, str], int] = {}
+        self._requests: dict[Request, int] = {}
+        self._scored: list[dict[int, Result]] = [{} for _ in variants]
+
+    def loglikelihood(self, requests: Sequence[Instance], index: int) -> list[Result]:
+        """Results of one variant."""
+        for request in requests:
+            if request.args not in self._places:
+                encoded = self._lm.encode(*request.args)
+                self._places[request.args] = self._requests.setdefault(encoded, len(self._requests))
+        places = [self._places[request.args] for request in requests]
+        scored = self._scored[index]
+        if any(place not in scored for place in places):
+            self._score(list(dict.fromkeys(places)))
+        return [scored[place] for place in places]
+
+    def _score(self, places: Sequence[int]) -> None:
+        every = list(self._requests)
+        requests = [every[place] for place in places]
+        keys: list[list[bytes]] = []
+        if self._store:
+            contents = [content(*astuple(request)) for request in requests]
+            keys = [[key_of(identity, each) for each in contents] for identity in self._identities]
+            for row, scored in zip(keys, self._scored, strict=True):
+                stored = self._store.get(row)
+                scored.update((place, stored[key]) for place, key in zip(places, row, strict=True) if key in stored)
+        # One pass for the requests that the same variants lack: all of them, unless a study is resumed.
+        lacking: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for member, place in enumerate(places):
+            lacking[tuple(index for index, scored in enumerate(self._scored) if place not in scored)].add(member)
+        done = len(lacking.pop((), []))
+        for indices, wanted in lacking.items():
+
+            def record(
+                members: Sequence[int],
+                results: Sequence[Sequence[Result]],
+                indices: tuple[int, ...] = indices,
+                wanted: set[int] = wanted,
+            ) -> None:
+                nonlocal done
+                for index, found in zip(indices, results, strict=True):
+                    pairs = dict(zip(members, found, strict=True))
+                    self._scored[index].update((places[member], result) for member, result in pairs.items())
+                    if self._store:
+                        self._store.put({keys[index][member]: result for member, result in pairs.items()})
+                done += len(wanted.intersection(members))
+                self._on_progress(done, len(requests))
+
+            variants = [self._variants[index] for index in indices]
+            known = set(range(len(requests))) - wanted
+            self._lm.score_variants(requests, variants, on_scored=record, known=known)
+
+    def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
+        """Texts of one variant, a batch at a time where they are kept.
+
+        Batches are those of all requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
+        """
+        lm = self.models[index]
+        if not self._store:
+            return lm.generate_until(list(requests))
+        keys = [key_of(self._identities[index], content("text", *request.args)) for request in requests]
+        texts = self._store.get_texts(keys)
+        order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
+        size = int(lm.batch_size) if lm.batch_size != "auto" else _TEXTS_AT_ONCE
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            if any(keys[place] not in texts for place in places):
+                written = lm.generate_until([requests[place] for place in places])
+                found = {keys[place]: text for place, text in zip(places, written, strict=True)}
+                self._store.put_texts(found)
+                texts.update(found)
+            self._on_progress(min(start + size, len(order)), len(order))
+        return [texts[key] for key in keys]
+
+
+class VariantLM(LM):
+    """What lm-eval sees of one variant."""
+
+    def __init__(self, shared: SharedPass, index: int) -> None:
+        """Stands for the variant at `index`."""
+        super().__init__()
+        self._shared, self._index = shared, index
+        self._lm = shared.models[index]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Result]:
+        """See `SharedPass`."""
+        self._lm.guard(requests)
+        return self._shared.loglikelihood(requests, self._index)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Scores whole texts, as the model type does."""
+        return list(self._lm.loglikelihood_rolling(requests))
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """See `SharedPass`."""
+        return self._shared.generate_until(requests, self._index)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """See the model type."""
+        return str(self._lm.tokenizer_name)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """See the model type."""
+        return str(self._lm.apply_chat_template(chat_history, add_generation_prompt))

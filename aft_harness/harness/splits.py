@@ -1,0 +1,85 @@
+"""The rows of a split that training may draw from: in a seeded order, without what evaluation would meet again.
+
+Knows lm-eval's task objects and their splits. Keeps the three roles of documents apart: training, development, test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from aft_harness.boosters import documents
+from aft_harness.errors import TaskError
+from aft_harness.harness.selection import TaskSelection
+from aft_harness.slices import Slice, SplitSlice
+
+
+class TrainingRows:
+    """The rows of one split that a selection names, or of the task's training split."""
+
+    def __init__(self, task: Any, selection: TaskSelection) -> None:
+        """Reads the rows and the questions of what the task evaluates.
+
+        Raises:
+            TaskError: No training split, no such split, or no row.
+        """
+        name = selection.name
+        self._task, self.name = task, name
+        named = SplitSlice.parse(selection.train_docs) if selection.train_docs is not None else None
+        if named is None and not task.has_training_docs():
+            splits = ", ".join(map(str, getattr(task, "dataset", {}) or []))
+            raise TaskError(
+                f"task {name} has no training split; set rows of a split aside to train on, such as SPLIT[A:B] "
+                f"(splits: {splits}), and evaluate on the others"
+            )
+        rows = named or SplitSlice(str(task.config.training_split))
+        self.split = rows.split
+        docs = _split_docs(task, rows.split, name)
+        self.rows = Slice(rows.rows.start, len(docs) if rows.rows.stop is None else min(rows.rows.stop, len(docs)))
+        self.docs: dict[int, Mapping[str, Any]] = {index: doc for index, doc in enumerate(docs) if index in self.rows}
+        if not self.docs:
+            raise TaskError(f"task {name}: {selection.train_docs} is empty; the split has {len(docs)} rows")
+        evaluated = list(task.eval_docs)
+        self._field = documents.question_field(evaluated)
+        if self._field and not all(isinstance(doc.get(self._field), str) for doc in self.docs.values()):
+            self._field = None
+        if named is not None and rows.split == (task.config.test_split or task.config.validation_split):
+            # The caller set these rows aside; what is evaluated is the rest of the split.
+            evaluated = [doc for index, doc in enumerate(evaluated) if index not in self.rows]
+        self.hashes = {index: documents.text_hash(self.question(doc)) for index, doc in self.docs.items()}
+        self._evaluated = {documents.text_hash(self.question(doc)) for doc in evaluated}
+
+    def __str__(self) -> str:
+        """The rows, as they would be selected."""
+        return f"{self.split}[{self.rows}]"
+
+    def question(self, doc: Mapping[str, Any]) -> str:
+        """The field that holds the question, else the document's own prompt without few-shot examples."""
+        if self._field:
+            return str(doc[self._field])
+        text = self._task.doc_to_text(doc)
+        return text if isinstance(text, str) else "\n".join(map(str, self._task.doc_to_choice(doc)))
+
+    def usable(self, seed: int) -> tuple[list[int], int]:
+        """Row indices in their seeded order, without what the evaluation would meet again, and how many those are."""
+        free = [index for index, digest in self.hashes.items() if digest not in self._evaluated]
+
+        def rank(index: int) -> tuple[str, int]:
+            return hashlib.sha256(f"{seed}/{self.hashes[index]}".encode()).hexdigest(), index
+
+        return sorted(free, key=rank), len(self.hashes) - len(free)
+
+    def carve(self, order: list[int], dev_docs: int) -> tuple[list[int], list[int]]:
+        """Splits an order into development and training rows; rows with one question stay together."""
+        cut = min(dev_docs, len(order))
+        while 0 < cut < len(order) and self.hashes[order[cut - 1]] == self.hashes[order[cut]]:
+            cut += 1
+        return order[:cut], order[cut:]
+
+
+def _split_docs(task: Any, split: str, name: str) -> Any:
+    if split not in task.dataset:
+        raise TaskError(f"task {name} has no split {split!r}; it has {', '.join(map(str, task.dataset))}")
+    rows = task.dataset[split]
+    return task.config.process_docs(rows) if task.config.process_docs is not None else rows

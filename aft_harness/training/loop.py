@@ -1,0 +1,84 @@
+"""One pass over the training examples, with a step of the optimiser after each batch.
+
+Knows the objective and an optimiser. Knows nothing of where examples come from or what becomes of a booster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from aft_harness.errors import TrainingError
+from aft_harness.progress import OnTraining, TrainingProgress
+from aft_harness.training.prepared_objective import PreparedObjective
+from aft_harness.training.recipe import Settings
+
+
+@dataclass(frozen=True)
+class EpochLosses:
+    """The training losses of one epoch, as they ran.
+
+    Attributes:
+        mean: Weighted mean over the examples.
+        steps: Of each optimiser step's batch.
+    """
+
+    mean: float
+    steps: tuple[float, ...]
+
+
+def run_epoch(
+    objective: PreparedObjective,
+    examples: Sequence[int],
+    settings: Settings,
+    schedule: LRScheduler,
+    epoch: int,
+    gradients_are_finite: Callable[[], bool],
+    on_progress: OnTraining,
+) -> EpochLosses:
+    """Learns from each example once, in a seeded order.
+
+    Args:
+        objective: What is minimised.
+        examples: Indices of what to learn from.
+        settings: Batch size and seed are used.
+        schedule: Of the optimiser that steps.
+        epoch: Which pass this is, from 1.
+        gradients_are_finite: Asked before each step.
+        on_progress: Called after each step.
+
+    Raises:
+        TrainingError: The loss or a gradient is not finite.
+    """
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
+    steps = math.ceil(len(examples) / settings.batch_size)
+    total = weight_seen = 0.0
+    step_losses = []
+    for step in range(steps):
+        places = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
+        batch = [examples[place] for place in places]
+        weight = sum(objective.examples[index].weight for index in batch)
+        schedule.optimizer.zero_grad()
+        batch_loss = 0.0
+        for chunk in objective.prepared.chunks(batch):
+            losses = torch.stack([outcome.loss for outcome in objective.outcomes(chunk)])
+            weights = torch.tensor([objective.examples[index].weight for index in chunk], device=losses.device)
+            loss = (losses * weights).sum() / weight
+            loss.backward()
+            batch_loss += loss.item()
+        if not math.isfinite(batch_loss) or not gradients_are_finite():
+            raise TrainingError(
+                f"the loss became {batch_loss} in epoch {epoch}; lower the learning rate ({settings.lr:g})"
+            )
+        schedule.optimizer.step()
+        schedule.step()
+        step_losses.append(batch_loss)
+        total += batch_loss * weight
+        weight_seen += weight
+        done = (epoch - 1) * steps + step + 1
+        on_progress(TrainingProgress(done, settings.epochs * steps, epoch, total / weight_seen))
+    return EpochLosses(total / weight_seen, tuple(step_losses))

@@ -1,0 +1,172 @@
+"""Examples laid out in rows once, with the frozen lower layers run once: what training reads again and again.
+
+Knows requests and the scoring engine; examples are indices here. Knows nothing of losses, optimisers or boosters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from aft_harness.engine import rows as rows_module
+from aft_harness.engine.rows import Batch, Row
+from aft_harness.engine.scoring import Engine, Request
+from aft_harness.engine.trie import pack
+from aft_harness.progress import OnProgress, ignore
+from aft_harness.training.hidden_states import HiddenStates
+
+TOKENS_PER_PASS = 4096
+"""Bound of one forward and backward pass in tokens; a larger batch accumulates gradients over several."""
+
+ROW_WIDTH = 256
+"""Columns that examples of one batch are joined to; wider rows waste attention, narrower ones waste padding."""
+
+MOST_PADDING = {"cpu": 64, "accelerator": 4096}
+"""Padding columns that cost about what another pass does: it starts thousands of operations on a few tokens."""
+
+
+class PreparedExamples:
+    """Examples by index, each with the requests that are scored of it.
+
+    Nothing below the lowest trained layer depends on the booster: `cache` computes its output once, and every later
+    pass starts there.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Sequence[Request]]) -> None:
+        """Lays the examples out, and tries packed rows on the deepest and widest there will be.
+
+        Args:
+            engine: Runs the model.
+            requests: Of each example, at least one.
+        """
+        self._engine = engine
+        self._requests = [request for each in requests for request in each]
+        self._places: list[range] = []
+        for each in requests:
+            start = self._places[-1].stop if self._places else 0
+            self._places.append(range(start, start + len(each)))
+        self._rows: list[Row] = []
+        self._rows_of: list[range] = []
+        self._width = max(ROW_WIDTH, *(len(request.inputs) for request in self._requests))
+        self._lowest = 0
+        self._hidden: HiddenStates | None = None
+        self._lay()
+        largest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))
+        with torch.no_grad():
+            for batch, _ in self._batches(largest[:8]):
+                if self._engine.packed and not self._engine.agrees(batch, self._requests):
+                    self._lay()
+                    break
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._places)
+
+    def cache(self, lowest: int, hidden: HiddenStates, on_progress: OnProgress = ignore) -> None:
+        """Computes and keeps the output of the lowest trained layer for every example.
+
+        A model that cannot be resumed there (see `Engine.resumes`) runs in full at each pass instead.
+
+        Args:
+            lowest: The lowest trained layer.
+            hidden: Where its output is kept; empty.
+            on_progress: Called with how many examples are done, and of how many.
+        """
+        if not self._engine.resumes(rows_module.batches([min(self._rows, key=len)], 1)[0], lowest):
+            return
+        done = 0
+        for chunk in self.chunks(range(len(self))):
+            rows = [index for example in chunk for index in self._rows_of[example]]
+            found: dict[int, Tensor] = {}
+            for batch, parts in self._batches(rows):
+                output = self._engine.hidden(batch, lowest)
+                for place, indices in enumerate(parts):
+                    sizes = [len(self._rows[index]) for index in indices]
+                    split = output[place, : sum(sizes)].split(sizes)
+                    found.update(zip(indices, split, strict=True))
+            for index in rows:  # rows are numbered in the order of the examples, and so are the hidden states
+                hidden.append(found[index])
+            done += len(chunk)
+            on_progress(done, len(self))
+        self._lowest, self._hidden = lowest, hidden
+
+    def loglikelihoods(self, examples: Sequence[int]) -> list[Tensor]:
+        """Of the requests of each example, [requests], under whatever steering is in force; differentiable."""
+        rows = [index for example in examples for index in self._rows_of[example]]
+        found: dict[int, Tensor] = {}
+        for batch, parts in self._batches(rows):
+            with self._resumed(batch, parts):
+                scores = self._engine.score(batch, self._requests, self._softmax_dtype)
+            found.update(zip(scores.members, scores.loglikelihoods.unbind(), strict=True))
+        return [torch.stack([found[place] for place in self._places[example]]) for example in examples]
+
+    def residual(self, layers: Sequence[int], examples: Sequence[int]) -> dict[int, Tensor]:
+        """Outputs of some layers on some examples, by layer, [tokens, hidden], under whatever steering is in force.
+
+        Args:
+            layers: None of them below the lowest trained one.
+            examples: What to run.
+        """
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        rows = [index for example in examples for index in self._rows_of[example]]
+        for batch, parts in self._batches(rows):
+            with self._resumed(batch, parts):
+                outputs = self._engine.outputs(batch, layers)
+            for layer, hidden in outputs.items():
+                found[layer] += [states[: len(row)] for states, row in zip(hidden, batch.rows, strict=True)]
+        return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+    def chunks(self, examples: Sequence[int]) -> Iterator[list[int]]:
+        """Consecutive examples whose rows fit one pass."""
+        chunk: list[int] = []
+        size = 0
+        for example in examples:
+            added = sum(len(self._rows[index]) for index in self._rows_of[example])
+            if chunk and size + added > TOKENS_PER_PASS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(example)
+            size += added
+        if chunk:
+            yield chunk
+
+    def _lay(self) -> None:
+        """Lays each example in rows of its own, one trie where packed rows are right."""
+        self._rows, self._rows_of = [], []
+        for places in self._places:
+            sequences = [self._requests[place].inputs for place in places]
+            tails = [len(self._requests[place].continuation) for place in places]
+            width = sum(map(len, sequences)) if self._engine.packed else 1
+            start = len(self._rows)
+            self._rows += [
+                replace(row, members=tuple(places[member] for member in row.members))
+                for row in pack(sequences, tails, width)
+            ]
+            self._rows_of.append(range(start, len(self._rows)))
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[Batch, list[tuple[int, ...]]]]:
+        """Batches over some rows, each with the indices of the rows that its rows are made of."""
+        width = self._width if self._engine.packed else 1
+        groups = rows_module.joined([self._rows[index] for index in rows], width)
+        parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
+        most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
+        for batch in rows_module.batches([row for row, _ in groups], TOKENS_PER_PASS, most):
+            yield batch, [parts[id(row)] for row in batch.rows]
+
+    def _resumed(self, batch: Batch, parts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:
+        if self._hidden is None:
+            return nullcontext()
+        first = self._hidden[parts[0][0]]
+        hidden = first.new_zeros(*batch.input_ids.shape, first.shape[-1])
+        for place, indices in enumerate(parts):
+            states = torch.cat([self._hidden[index] for index in indices])
+            hidden[place, : len(states)] = states
+        return self._engine.resumed(self._lowest, hidden)
+
+    @property
+    def _softmax_dtype(self) -> torch.dtype:
+        return torch.promote_types(self._engine.dtype, torch.float32)
