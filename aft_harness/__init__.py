@@ -1,3 +1,79 @@
-"""Activation Fine-Tuning with lm-eval: train, evaluate and share small steering vectors of frozen language models."""
+"""Activation Fine-Tuning with lm-eval: train, evaluate and share small steering vectors of frozen language models.
+
+    import aft_harness as aft
+    result = aft.train("HuggingFaceTB/SmolLM2-135M-Instruct", tasks="arc_easy")
+    result.booster.save("arc.safetensors")
+
+What is listed in `__all__` is the public interface, see docs/api.md. Names are imported when they are first used, so
+that this package is imported in milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from aft_harness.api import EvaluationResult, evaluate, opened, train, transfer
+    from aft_harness.boosters.booster import Booster
+    from aft_harness.boosters.mixing import mix
+    from aft_harness.boosters.variant import Variant
+    from aft_harness.engine.steering import Steering
+    from aft_harness.errors import AftError
+    from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.harness.selection import PromptFormat, TaskSelection
+    from aft_harness.training.recipe import Settings
+    from aft_harness.training.result import TrainingResult
+
+_HOME = {
+    "AftError": "errors",
+    "Booster": "boosters.booster",
+    "EvaluationResult": "api",
+    "PromptFormat": "harness.selection",
+    "Settings": "training.recipe",
+    "SteeredHFLM": "harness.model",
+    "Steering": "engine.steering",
+    "TaskSelection": "harness.selection",
+    "TrainingResult": "training.result",
+    "Variant": "boosters.variant",
+    "evaluate": "api",
+    "mix": "boosters.mixing",
+    "opened": "api",
+    "train": "api",
+    "transfer": "api",
+}
+
+__all__ = [
+    "AftError",
+    "Booster",
+    "EvaluationResult",
+    "PromptFormat",
+    "Settings",
+    "SteeredHFLM",
+    "Steering",
+    "TaskSelection",
+    "TrainingResult",
+    "Variant",
+    "__version__",
+    "evaluate",
+    "mix",
+    "opened",
+    "train",
+    "transfer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

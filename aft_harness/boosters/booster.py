@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,9 @@ from torch import Tensor
 from aft_harness.boosters.injections import Injection, StaticInjection
 from aft_harness.boosters.provenance import Provenance
 from aft_harness.errors import BoosterError
+
+PROVIDED: dict[str, Callable[..., Any]] = {}
+"""Methods of a booster that need more than this floor knows, by name: a floor above puts them here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +136,15 @@ class Booster:
     def with_provenance(self, **fields: Any) -> Booster:
         """This booster with some fields of its provenance changed."""
         return Booster(self.injections, self.provenance.changed(**fields))
+
+    def applied_to(self, model: Any, strength: float = 1.0) -> AbstractContextManager[Any]:
+        """A context in which a model of transformers is steered by this booster.
+
+        Example:
+            >>> with booster.applied_to(model, strength=0.5):  # doctest: +SKIP
+            ...     model.generate(**inputs)
+        """
+        return PROVIDED["applied_to"](self, model, strength)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the booster as safetensors, atomically; see `file_format.save`."""

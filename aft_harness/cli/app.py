@@ -1,13 +1,18 @@
-"""The command group, and how every command ends: with its result, or with one line that says what went wrong."""
+"""The command group, and how every command ends: with its result, or with one line that says what went wrong.
+
+Exit codes: 0 done, 1 the work went wrong, 2 the command line cannot be understood, 130 interrupted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from aft_harness import __version__
-from aft_harness.errors import AftError
+from aft_harness.errors import AftError, ParseError
 
 # lm-eval spells options with underscores: both spellings work everywhere.
 CONTEXT = {
@@ -15,6 +20,9 @@ CONTEXT = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
     "max_content_width": 100,
 }
+
+KEPT = "aft_harness.kept"
+"""Key of a context's `meta`: what an interrupted command leaves behind."""
 
 
 class _Command(click.Command):
@@ -40,8 +48,19 @@ class Group(click.Group):
 
 Group.group_class = Group
 
-KEPT = "aft_harness.kept"
-"""Key of a context's `meta`: what an interrupted command leaves behind."""
+
+def resumable(context: click.Context, place: object) -> None:
+    """What an interrupted command says of the work that is kept in a file or folder."""
+    context.meta[KEPT] = f"finished work is kept in {place}; rerun the same command to resume"
+
+
+@contextmanager
+def option(name: str) -> Iterator[None]:
+    """In this block a value that cannot be understood is that of an option, whose name the message gets."""
+    try:
+        yield
+    except ParseError as error:
+        raise click.BadParameter(str(error), param_hint=f"'{name}'") from None
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

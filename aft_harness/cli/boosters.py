@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from aft_harness.cli.app import CONTEXT, main
-from aft_harness.cli.options import check_output
-from aft_harness.cli.terminal import score
+from aft_harness.cli.app import CONTEXT, main, option
+from aft_harness.cli.terminal import layer_lines, lines, score
+from aft_harness.cli.values import BoosterFile
+
+if TYPE_CHECKING:
+    from aft_harness.boosters.variant import Variant
 
 
 @main.command("show", context_settings=CONTEXT)
 @click.argument("vector")
-def show(vector: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the file's metadata as JSON.")
+def show(vector: str, as_json: bool) -> None:
     """Print what a booster is: layers, size, norm, and where it came from."""
     from aft_harness.boosters import references
-    from aft_harness.boosters.injections import ContextualInjection
 
-    booster, strength = references.load(vector)
-    provenance = dict(booster.provenance)
-    base = provenance.get("base_model") or {}
-    objective = provenance.get("objective")
-    lines = [
-        ("booster", f"{vector} at strength {strength:g}" if strength != 1 else vector),
+    with option("VECTOR"):
+        variant = references.load(vector)
+    click.echo(_json(variant) if as_json else "\n".join(lines(_described(variant))))
+
+
+def _json(variant: Variant) -> str:
+    booster = variant.booster
+    assert booster is not None
+    return json.dumps(
+        {
+            "name": variant.name,
+            "strength": variant.strength,
+            "booster_sha256": booster.sha256,
+            "parameters": booster.parameters,
+            "hidden_size": booster.hidden_size,
+            "injections": booster.specs,
+            "provenance": booster.provenance.to_json(),
+        },
+        indent=2,
+        sort_keys=True,
+    )
+
+
+def _described(variant: Variant) -> list[tuple[str, str]]:
+    booster = variant.booster
+    assert booster is not None
+    provenance = booster.provenance
+    objective = f", objective {provenance.objective}" if provenance.objective else ""
+    found = [
+        ("booster", variant.name if variant.strength == 1 else f"{variant.name} at strength {variant.strength:g}"),
         ("sha256", booster.sha256),
-        ("base model", f"{base.get('name', 'unknown')} ({str(base.get('fingerprint', ''))[:12]})"),
-        ("method", f"{provenance.get('method', 'unknown')}" + (f", objective {objective}" if objective else "")),
+        ("base model", provenance.base_model.label if provenance.base_model else "unknown"),
+        ("method", f"{provenance.method or 'unknown'}{objective}"),
         ("parameters", f"{booster.parameters:,} (hidden size {booster.hidden_size})"),
+        *layer_lines(booster),
     ]
-    for layer, injection in booster.injections.items():
-        if isinstance(injection, ContextualInjection):
-            what = f"contextual, rank {injection.rank}, {injection.activation}, input norm {injection.input_norm}"
-        else:
-            what = f"{injection.spec['kind']}, norm {float(injection.tensors['vector'].norm()):.4f}"
-        lines.append((f"layer {layer}", what))
-    for task in provenance.get("tasks", []):
-        lines.append(("trained on", f"{task.get('task')} {task.get('split')}: {task.get('n_train')} documents"))
-    for moment in ("before", "after"):
-        if told := provenance.get(moment):
-            lines.append((moment, f"{score(told['loss'], told['accuracy'])} ({provenance.get('measured_on')})"))
+    for part in provenance.parts or ():
+        found.append(("part", f"{str(part.get('booster_sha256'))[:12]} at strength {part.get('strength')}"))
+    for record in provenance.tasks:
+        found.append(("trained on", f"{record.task} {record.split}: {record.n_train} documents"))
+    if provenance.answered_correctly is not None and provenance.documents:
+        count = provenance.documents.count or 0
+        found.append(("made from", f"{provenance.answered_correctly} of {count} documents answered correctly"))
+    for moment, result in (("before", provenance.before), ("after", provenance.after)):
+        if result:
+            found.append((moment, f"{score(result)} ({provenance.measured_on} documents)"))
     for key in ("dtype", "seed", "date", "licence"):
-        if provenance.get(key) is not None:
-            lines.append((key, str(provenance[key])))
-    click.echo("\n".join(f"{name:<12}{value}" for name, value in lines))
+        if (value := getattr(provenance, key)) is not None:
+            found.append((key, str(value)))
+    return found
 
 
 @main.command("mix", context_settings=CONTEXT)
 @click.argument("vectors", nargs=-1, required=True, metavar="V[:STRENGTH]...")
-@click.option("-o", "--output", required=True, metavar="FILE.safetensors", help="The booster file to write.")
-def mix(vectors: tuple[str, ...], output: str) -> None:
+@click.option(
+    "-o", "--output", required=True, type=BoosterFile(), metavar="FILE.safetensors", help="The file to write."
+)
+def mix(vectors: tuple[str, ...], output: Path) -> None:
     """Mix boosters of one model into one file that does what all of them do at once."""
-    check_output(output)
     from aft_harness.boosters import references
-    from aft_harness.boosters.booster import mix as mixed
+    from aft_harness.boosters.layers import ranges
+    from aft_harness.boosters.mixing import mix as mixed
 
-    parts = [(reference.load(), reference.strength) for vector in vectors for reference in references.parse(vector)]
+    with option("V"):
+        parts = [(reference.load(), reference.strength) for vector in vectors for reference in references.parse(vector)]
     booster = mixed(parts)
     booster.save(output)
-    layers = ", ".join(map(str, booster.layers))
-    click.echo(f"{output}: {len(parts)} boosters, layers {layers}, {booster.parameters:,} parameters")
+    click.echo(f"{output}: {len(parts)} boosters, layers {ranges(booster.layers)}, {booster.parameters:,} parameters")

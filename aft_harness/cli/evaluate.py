@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, KEPT, main
-from aft_harness.cli.options import check_writable, load_model, model_options, prompt_options, task_names
+from aft_harness.cli.app import CONTEXT, main, resumable
+from aft_harness.cli.options import format_option, model_arguments, model_options, prompt_format, prompt_options
 from aft_harness.cli.terminal import counting_bar, quiet
+from aft_harness.cli.values import FILE, FOLDER, SLICE
+from aft_harness.files import make_folder
+from aft_harness.slices import Slice
 
 
 @main.command("evaluate", context_settings=CONTEXT)
@@ -25,11 +28,13 @@ from aft_harness.cli.terminal import counting_bar, quiet
 @click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to evaluate.")
 @prompt_options
 @click.option("--limit", type=click.IntRange(min=1), help="Documents per task, for a first look.")
-@click.option("--docs", metavar="A:B", help="Documents by id instead, as a slice.")
+@click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id instead, as a slice.")
 @click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for lm-eval's output files.")
-@click.option("--csv", "table", type=click.Path(path_type=Path, dir_okay=False), help="File for the paired results.")
-@click.option("--use-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of answers to go on from.")
+@click.option("--output", type=FOLDER, help="Folder for lm-eval's output files, one folder a booster.")
+@click.option("--csv", "table_file", type=FILE, help="File for the paired results, with a leaderboard's columns.")
+@click.option("--use-cache", type=FILE, help="File that keeps what is computed, to resume from.")
+@click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run code written by the model.")
+@format_option
 @click.pass_context
 def evaluate(
     context: click.Context,
@@ -39,57 +44,48 @@ def evaluate(
     tasks: str,
     prompting: dict[str, Any],
     limit: int | None,
-    docs: str | None,
+    docs: Slice | None,
     batch_size: str,
     output: Path | None,
-    table: Path | None,
+    table_file: Path | None,
     use_cache: Path | None,
+    confirm_run_unsafe_code: bool,
+    form: str,
 ) -> None:
     """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
     if limit is not None and docs is not None:
-        raise click.UsageError("--limit and --docs exclude each other")
-    for option, folder in (("--output", output), ("--csv", table and table.parent)):
+        raise click.UsageError("--limit and --docs cannot be used together")
+    for folder in (output, table_file and table_file.parent):
         if folder is not None:
-            check_writable(option, folder)
+            make_folder(folder)
     if use_cache is not None:
-        context.meta[KEPT] = f"what is scored is kept in {use_cache}; the same command goes on from there"
+        resumable(context, use_cache)
     with quiet():
-        from contextlib import nullcontext
+        from aft_harness import api
+        from aft_harness.results import table
 
-        from aft_harness.boosters import references
-        from aft_harness.harness import evaluation, examples
-        from aft_harness.harness.score_store import ScoreStore
-        from aft_harness.results import report
-
-        formatted = examples.Prompting(**prompting)
-        variants = [evaluation.Variant("baseline")]
-        for number, vector in enumerate(vectors, start=1):
-            booster, strength = references.load(vector)
-            variants.append(evaluation.Variant(f"variant{number}", booster, strength))
-        names = task_names(tasks)
-        examples.task_manager(names, formatted.include_path)
-        lm = load_model(batch_size=batch_size, **model)
-        with (
-            ScoreStore(use_cache) if use_cache else nullcontext() as store,
-            counting_bar("evaluating", "request") as update,
-        ):
-            baseline, *steered = evaluation.evaluate(
-                lm, variants, names, formatted, limit=limit, docs=docs, output=output, store=store, on_progress=update
+        name, arguments = model_arguments(model, batch_size)
+        with counting_bar("evaluating", "request") as update:
+            found = api.evaluate(
+                name,
+                tasks=tasks,
+                boosters=list(vectors),
+                limit=limit,
+                docs=docs,
+                prompt_format=prompt_format(prompting),
+                include_path=prompting["include_path"],
+                output=output,
+                use_cache=use_cache,
+                confirm_run_unsafe_code=confirm_run_unsafe_code,
+                model_args=arguments,
+                on_progress=update,
             )
-    rows = []
-    tests = [list(evaluation.paired(baseline, results)) for results in steered]
-    if silent := sorted(set(baseline.results["samples"]) - {task for task, _, _ in tests[0]}):
+        if table_file is not None:
+            table.to_csv(found.table, table_file)
+    silent = sorted(set(found.variants[0].results["samples"]) - set(found.table["task"]))
+    if silent:
         click.echo(f"not compared, for want of a metric that is one number a document: {', '.join(silent)}", err=True)
-    for vector, results, tested in zip(vectors, steered, tests, strict=True):
-        click.echo(vector)
-        variant = results.variant
-        assert variant.booster is not None
-        for task, metric, paired in tested:
-            click.echo(f"  {task} {metric}: {report.said(paired)}")
-            told = (lm.base_model.name, references.label(vector), variant.booster, variant.strength)
-            rows.append(report.row(*told, task, metric, paired))
-    if table is not None:
-        report.write_csv(rows, table)
+    click.echo(table.render(found.table, form))
 
 
 @main.command("compare", context_settings=CONTEXT)
@@ -98,12 +94,12 @@ def evaluate(
 @click.option("--task", required=True, help="Task whose samples both folders hold.")
 @click.option("--metric", default="acc", show_default=True, help="A metric of the task.")
 @click.option("--filter", "filter_name", help="Name of a filter, where the task has several.")
-@click.option("--docs", metavar="A:B", help="Documents by id, as a slice.  [default: all]")
-def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: str | None) -> None:
+@click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id, as a slice.  [default: all]")
+def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: Slice | None) -> None:
     """Compare two output folders of lm_eval --log_samples, document by document, with an exact test."""
     from aft_harness.results.pairing import compare_samples, read_samples, select
-    from aft_harness.results.report import said
+    from aft_harness.results.table import sentence
 
     before, after = (select(read_samples(folder, task, filter_name), docs) for folder in (baseline, steered))
     paired = compare_samples(before, after, metric)
-    click.echo(f"{task} {metric}{f', documents {docs}' if docs else ''}: {said(paired)}")
+    click.echo(f"{task} {metric}{f', documents {docs}' if docs else ''}: {sentence(paired)}")

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, KEPT, main
+from aft_harness.boosters.layers import Layers
+from aft_harness.cli.app import CONTEXT, main, option, resumable
 from aft_harness.cli.options import (
-    check_writable,
     development_options,
     drawing_options,
-    drawn,
-    load_model,
+    format_option,
     model_options,
+    opened_model,
+    prompt_format,
     prompt_options,
+    recipe_settings,
     selections,
-    settings,
-    task_names,
     test_options,
     training_options,
 )
-from aft_harness.cli.terminal import counting_bar, quiet, sweep_table, training_bar
+from aft_harness.cli.terminal import counting_bar, note_examples, quiet, sweep_summary, training_bar
+from aft_harness.cli.values import FOLDER, LAYERS
+from aft_harness.files import make_folder
+from aft_harness.harness.selection import task_names
 
 if TYPE_CHECKING:
-    from aft_harness.harness.model import SteeredHFLM
-    from aft_harness.studies.sweep import Point
+    from aft_harness.studies.sweep import Sweep, Test
 
 
 @main.group("sweep", context_settings=CONTEXT)
 def sweep() -> None:
-    """Try layers or strengths; what is done is kept, and the same command goes on from there."""
+    """Try layers or strengths; finished work is kept, and the same command resumes."""
 
 
 _OUTPUT = click.option(
     "--output",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for sweep.csv, sweep.png and what an interrupted sweep goes on from.",
+    type=FOLDER,
+    help="Folder for sweep.csv, sweep.png and what an interrupted sweep resumes from.",
 )
 
 
@@ -50,6 +51,7 @@ _OUTPUT = click.option(
 @development_options
 @test_options
 @prompt_options
+@format_option
 @_OUTPUT
 @click.pass_context
 def strengths(
@@ -61,109 +63,113 @@ def strengths(
     drawing: dict[str, Any],
     testing: dict[str, Any],
     prompting: dict[str, Any],
+    form: str,
     output: Path,
 ) -> None:
     """Evaluate a booster at several strengths, all in one pass."""
     _prepare(context, testing, output)
+    chosen = selections(**drawing, development_only=True)
     with quiet():
         from aft_harness.boosters import references
-        from aft_harness.harness import examples
+        from aft_harness.harness.examples import examples_of
         from aft_harness.harness.score_store import ScoreStore
         from aft_harness.studies import sweep
 
-        values = sweep.parse_strengths(strengths)
-        booster, own = references.load(vector)
-        formatted = examples.Prompting(**prompting)
-        loaded = examples.load_tasks(selections(**drawing, development_only=True), formatted.include_path)
-        test = _test(drawing, testing, formatted)
-        lm = load_model(**model)
-        development = drawn(lm, loaded, formatted, drawing["split_seed"])
-        with ScoreStore(output / "scores.sqlite") as store, counting_bar("evaluating", "request") as update:
-            points = sweep.strengths(
-                lm,
-                booster,
-                [own * value for value in values],
-                development,
-                test,
-                store,
-                update,
-                references.label(vector),
-            )
-    _report(points, lm, "strength", output)
+        with option("--strengths"):
+            values = sweep.parse_strengths(strengths)
+        with option("--vector"):
+            variant = references.load(vector)
+        test = _test(drawing, testing, prompting)
+        assert test.source is not None
+        selected = test.source.select(chosen)
+        with opened_model(model) as lm:
+            drawn = [examples_of(*each, lm, test.prompt_format, drawing["split_seed"]) for each in selected]
+            for examples in drawn:
+                note_examples(examples)
+            with ScoreStore(output / "scores.sqlite") as store, counting_bar("evaluating", "request") as update:
+                found = sweep.strengths(lm, variant, values, drawn, test, store, update)
+        _report(found, output, form)
 
 
 @sweep.command("layers", context_settings=CONTEXT)
 @model_options
-@click.option("--layers", required=True, metavar="L,A-B,...|all", help="Decoder layers from 0.")
+@click.option("--layers", required=True, type=LAYERS, metavar="L,A-B,A-,...|all", help="Decoder layers from 0.")
 @drawing_options
 @test_options
 @prompt_options
 @training_options
+@format_option
 @_OUTPUT
 @click.pass_context
 def layers(
     context: click.Context,
     *,
     model: dict[str, Any],
-    layers: str,
+    layers: Layers,
     drawing: dict[str, Any],
     testing: dict[str, Any],
     prompting: dict[str, Any],
     hyperparameters: dict[str, Any],
+    form: str,
     output: Path,
 ) -> None:
     """Train a booster at each of several layers and evaluate all of them in one pass."""
     _prepare(context, testing, output)
+    chosen = selections(**drawing)
+    how = recipe_settings(hyperparameters, split_seed=drawing["split_seed"])
     with quiet():
-        from aft_harness.harness import examples
+        from aft_harness.harness.examples import examples_of
         from aft_harness.harness.score_store import ScoreStore
         from aft_harness.studies import sweep
 
-        how = settings(hyperparameters, split_seed=drawing["split_seed"])
-        formatted = examples.Prompting(**prompting)
-        loaded = examples.load_tasks(selections(**drawing), formatted.include_path)
-        test = _test(drawing, testing, formatted)
-        lm = load_model(**model)
-        candidates = sweep.parse_layers(layers, len(lm.engine.layers))
-        tasks = drawn(lm, loaded, formatted, how.split_seed)
-        with (
-            ScoreStore(output / "scores.sqlite") as store,
-            training_bar() as trained,
-            counting_bar("evaluating", "request") as update,
-        ):
-            points = sweep.layers(
-                lm,
-                tasks,
-                how,
-                candidates,
-                output,
-                test,
-                store,
-                lambda done, total, progress: trained(progress, f"layer {done + 1} of {total}, "),
-                update,
-            )
-    _report(points, lm, "layers", output)
+        test = _test(drawing, testing, prompting)
+        assert test.source is not None
+        selected = test.source.select(chosen)
+        with opened_model(model) as lm:
+            candidates = layers.resolve(len(lm.engine.layers))
+            drawn = [examples_of(*each, lm, test.prompt_format, how.split_seed) for each in selected]
+            for examples in drawn:
+                note_examples(examples)
+            with (
+                ScoreStore(output / "scores.sqlite") as store,
+                training_bar() as bar,
+                counting_bar("evaluating", "request") as update,
+            ):
+                found = sweep.layers(
+                    lm,
+                    drawn,
+                    how,
+                    candidates,
+                    output,
+                    test,
+                    store,
+                    lambda done, total, progress: bar(progress, f"layer {candidates[done]}, {done + 1} of {total}"),
+                    update,
+                )
+        _report(found, output, form)
 
 
 def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
     if testing["test_limit"] is not None and testing["test_docs"] is not None:
-        raise click.UsageError("--test-limit and --test-docs exclude each other")
-    check_writable("--output", output)
-    context.meta[KEPT] = f"what is done is kept in {output}; the same command goes on from there"
+        raise click.UsageError("--test-limit and --test-docs cannot be used together")
+    make_folder(output)
+    resumable(context, output)
 
 
-def _report(points: Sequence[Point], lm: SteeredHFLM, over: str, output: Path) -> None:
-    from aft_harness.studies.sweep import written
-
-    paths = written(points, lm.base_model.name, over, output)
-    click.echo(sweep_table(points))
-    click.echo("\n".join(f"{name:<8}{path}" for name, path in paths.items()))
-
-
-def _test(drawing: dict[str, Any], testing: dict[str, Any], formatted: Any) -> Any:
-    from aft_harness.harness import examples
+def _test(drawing: dict[str, Any], testing: dict[str, Any], prompting: dict[str, Any]) -> Test:
+    from aft_harness.harness.tasks import Tasks
     from aft_harness.studies import sweep
 
     names = task_names(testing["test_tasks"] or drawing["tasks"])
-    examples.task_manager(names, formatted.include_path)
-    return sweep.Test(names, formatted, testing["test_limit"], testing["test_docs"])
+    source = Tasks(prompting["include_path"])
+    source.check(names)
+    return sweep.Test(names, prompt_format(prompting), testing["test_limit"], testing["test_docs"], source)
+
+
+def _report(found: Sweep, output: Path, form: str) -> None:
+    from aft_harness.results import table
+
+    paths = found.save(output)
+    click.echo(sweep_summary(found) if form == "table" else table.render(found.frame, form))
+    for name, path in zip(("table", "plot"), paths, strict=True):
+        click.echo(f"{name:<8}{path}", err=form != "table")

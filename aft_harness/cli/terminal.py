@@ -6,12 +6,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
+    from aft_harness.boosters.booster import Booster
+    from aft_harness.boosters.provenance import Score
     from aft_harness.harness.examples import TaskExamples
-    from aft_harness.studies.sweep import Point
-    from aft_harness.training.train import Trained
+    from aft_harness.progress import TrainingProgress
+    from aft_harness.studies.sweep import Sweep
+    from aft_harness.studies.transfer import Reports
+    from aft_harness.training.result import TrainingResult
+
+MANY_LAYERS = 4
+"""More layers than this are described together."""
 
 
 @contextmanager
@@ -37,14 +48,19 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def training_bar() -> Iterator[Callable[..., None]]:
-    """A bar over optimiser steps, to be told a `training.Progress` and, of several trainings, which one it is."""
+    """A bar over optimiser steps, fed with a `TrainingProgress` and, of several trainings, which it is."""
     from tqdm import tqdm
 
-    with tqdm(unit="step", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+    with ExitStack() as shown:
+        bars: list[Any] = []
 
-        def update(progress: Any, prefix: str = "") -> None:
+        def update(progress: TrainingProgress, which: str = "") -> None:
+            if not bars:
+                bar = tqdm(unit="step", disable=None, file=sys.stderr, dynamic_ncols=True)
+                bars.append(shown.enter_context(bar))
+            bar = bars[0]
             bar.total = progress.steps
-            bar.set_description(prefix + progress.stage)
+            bar.set_description(f"{which}: {progress.stage}" if which else progress.stage)
             if progress.step:
                 bar.set_postfix(epoch=progress.epoch, loss=f"{progress.loss:.4f}", refresh=False)
             bar.update(progress.step - bar.n)
@@ -54,7 +70,7 @@ def training_bar() -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def counting_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar to be told how much is done, of how much; it appears when there is something to tell."""
+    """A bar fed with how much is done, and of how much; it appears with the first of these."""
     from tqdm import tqdm
 
     with ExitStack() as shown:
@@ -70,46 +86,113 @@ def counting_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
         yield update
 
 
-def said(task: TaskExamples) -> str:
-    """How many documents of a task are used, and how many were dropped and why."""
-    counts = {"training": len(task.train), "development": len(task.development)}
-    told = [f"{count} {role} documents" for role, count in counts.items() if count]
-    parts = [f"{task.task}: {' and '.join(told) or 'no documents'} of {task.split}"]
-    if task.overlapping:
-        parts.append(f"{task.overlapping} dropped that the evaluated split also holds")
-    if task.goldless:
-        parts.append(f"{task.goldless} dropped without a usable answer")
-    return ", ".join(parts)
+@contextmanager
+def study_bars() -> Iterator[Reports]:
+    """Bars of a study: one for each cell, that of the cell before going away."""
+    from aft_harness.studies.transfer import Reports
+
+    with ExitStack() as shown:
+        present: dict[str, Any] = {}
+
+        def cell(number: int, total: int, name: str) -> None:
+            shown.close()
+            which = f"{number} of {total}, {name}"
+            bar = shown.enter_context(training_bar())
+            present["training"] = lambda progress: bar(progress, which)
+            present["evaluation"] = shown.enter_context(counting_bar(which, "request"))
+
+        yield Reports(
+            cell=cell,
+            training=lambda progress: present["training"](progress),
+            evaluation=lambda done, total: present["evaluation"](done, total),
+            examples=note_examples,
+        )
 
 
-def summary(trained: Trained, output: str) -> str:
+def note_examples(examples: TaskExamples) -> None:
+    """Says on stderr how many documents of a task are used."""
+    click.echo(str(examples), err=True)
+
+
+def training_summary(result: TrainingResult, output: Path) -> str:
     """What a training made."""
-    lines = [("booster", f"{output} ({os.path.getsize(output):,} bytes)"), ("sha256", trained.booster.sha256)]
-    for name, result in (("before", trained.before), ("after", trained.after)):
-        lines.append((name, f"{score(result.loss, result.accuracy)} on {result.n} {trained.measured_on} documents"))
-    lines.append(("epoch", f"{trained.kept_epoch} kept of {len(trained.epoch_losses)}"))
-    for layer, ratio in trained.relative_norm.items():
-        lines.append((f"layer {layer}", f"norm of the delta is {ratio:.1%} of the residual stream's"))
-    memory = f", peak memory {trained.peak_memory / 2**30:.2f} GiB" if trained.peak_memory else ""
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in trained.stages.items())
-    lines.append(("cost", f"{trained.seconds:.1f} s ({stages}){memory}"))
-    return "\n".join(f"{name:<10}{value}" for name, value in lines)
+    found = [("booster", f"{output} ({os.path.getsize(output):,} bytes)"), ("sha256", result.booster.sha256)]
+    for name, measured in (("before", result.before), ("after", result.after)):
+        found.append((name, f"{score(measured)} on {measured.n} {result.measured_on} documents"))
+    development = result.losses.groupby("epoch")["development_loss"].last()
+    for epoch, loss in enumerate(result.epoch_losses, start=1):
+        held_out = f", development {development[epoch]:.4f}" if result.measured_on == "development" else ""
+        star = "*" if epoch == result.kept_epoch else " "
+        found.append((f"epoch {epoch}{star}", f"mean training loss {loss:.4f}{held_out}"))
+    for layer, tried in (result.booster.provenance.layer_sweep or {}).items():
+        star = "*" if int(layer) in result.booster.layers else " "
+        found.append((f"layer {layer}{star}", f"{score(tried)} on {tried.n} development documents"))
+    ratios = result.relative_norm
+    if len(ratios) > MANY_LAYERS:
+        top = max(ratios, key=lambda layer: ratios[layer])
+        typical = f"median {median(ratios.values()):.1%}, largest {ratios[top]:.1%} at layer {top}"
+        found.append(("delta", f"{typical} of the residual stream's norm"))
+    else:
+        found += [
+            (f"layer {layer}", f"delta {ratio:.1%} of the residual stream's norm") for layer, ratio in ratios.items()
+        ]
+    memory = f", peak memory {result.peak_memory / 2**30:.2f} GiB" if result.peak_memory else ""
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stages.items())
+    found.append(("cost", f"{result.seconds:.1f} s ({stages}){memory}"))
+    return "\n".join([*lines(found), "* kept"])
 
 
-def score(loss: float, accuracy: float | None) -> str:
-    """A loss and, where there is one, an accuracy."""
-    return f"loss {loss:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.1%}")
+def score(result: Score) -> str:
+    """A loss by its name and, where there is one, an accuracy."""
+    accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
+    return f"{result.measure or 'loss'} {result.loss:.4f}{accuracy}"
 
 
-def sweep_table(points: Sequence[Point]) -> str:
-    """A sweep as text: development scores, then each test result; a star marks what development documents chose."""
-    from aft_harness.results.report import said as paired_said
+def sweep_summary(found: Sweep) -> str:
+    """A sweep as text: development scores, then the test results; a star marks what development documents chose."""
+    from aft_harness.results import table
 
-    lines = []
-    for point in points:
-        star = "*" if point.chosen else " "
-        development = score(point.development.loss, point.development.accuracy)
-        lines.append(f"{star} {point.variant.name}: {development} on {point.development.n} development documents")
-        lines += [f"    {task} {metric}: {paired_said(paired)}" for task, metric, paired in point.tests]
-    lines.append("* chosen on development documents; the best of many test results would not be a result")
-    return "\n".join(lines)
+    development = [("unchanged model", score(found.unchanged))]
+    development += [
+        (f"{point.variant.name}{' *' if point.chosen else ''}", score(point.development)) for point in found.points
+    ]
+    return "\n".join(
+        [
+            f"On {found.unchanged.n} development documents, where the lowest ranking loss chooses:",
+            *lines(development),
+            "",
+            "On test documents:",
+            table.render(found.frame, "table"),
+            "",
+            "* chosen on development documents: choosing among the test results would bias them",
+        ]
+    )
+
+
+def layer_lines(booster: Booster) -> list[tuple[str, str]]:
+    """What a booster has at its layers; very many are described together."""
+    from aft_harness.boosters.injections import ContextualInjection, Injection
+    from aft_harness.boosters.layers import ranges
+
+    def described(injection: Injection) -> str:
+        if isinstance(injection, ContextualInjection):
+            return f"contextual, rank {injection.rank}, {injection.activation}, input norm {injection.input_norm}"
+        return f"{injection.spec['kind']}, norm {float(injection.tensors['vector'].norm()):.4f}"
+
+    static = [part for part in booster.injections.values() if "vector" in part.tensors]
+    if len(static) == len(booster.layers) > MANY_LAYERS:
+        norms = [float(part.tensors["vector"].norm()) for part in static]
+        spread = f"norms {min(norms):.4f} to {max(norms):.4f}, median {median(norms):.4f}"
+        return [(f"layers {ranges(booster.layers)}", f"static, {spread}")]
+    return [(f"layer {layer}", described(injection)) for layer, injection in booster.injections.items()]
+
+
+def lines(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Names and values, aligned."""
+    width = max(len(name) for name, _ in pairs) + 2
+    return [f"{name:<{width}}{value}" for name, value in pairs]
+
+
+def duration(seconds: float) -> str:
+    """A time that is estimated."""
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, KEPT, main
-from aft_harness.cli.options import check_writable
-from aft_harness.cli.terminal import counting_bar, quiet, said, training_bar
-from aft_harness.errors import TaskError
-
-if TYPE_CHECKING:
-    from aft_harness.harness.model import SteeredHFLM
-    from aft_harness.studies.plan import Plan
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
+from aft_harness.cli.app import CONTEXT, main, resumable
+from aft_harness.cli.options import format_option
+from aft_harness.cli.terminal import duration, quiet, study_bars
+from aft_harness.cli.values import FILE, FOLDER, LAYERS, in_folder
+from aft_harness.files import make_folder, write_atomically
+from aft_harness.studies.plan import Plan
 
 
 @main.command("transfer", context_settings=CONTEXT)
@@ -26,16 +21,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--dtype", default="auto", show_default=True, help="Of those models' weights.")
 @click.option("--train", "sources", multiple=True, metavar="T[+T...]", help="Tasks of one booster; may be repeated.")
 @click.option("--evaluate", "tasks", multiple=True, metavar="T[=A:B]", help="A task to evaluate on; may be repeated.")
-@click.option("--layers", multiple=True, metavar="all|L,...", help="Layers of one booster; may be repeated.")
+@click.option(
+    "--layers", multiple=True, type=LAYERS, metavar="all|L,...", help="Layers of one booster; may be repeated."
+)
 @click.option("--seeds", default="0", show_default=True, metavar="S,...", help="Seeds of the training.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Training documents per task.")
 @click.option("--dev-docs", type=click.IntRange(min=0), default=0, help="Development documents per task.")
 @click.option("--include-path", multiple=True, metavar="FOLDER", help="Folder with further task YAMLs.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where work is kept.")
-@click.option("--to", "table", required=True, type=_FILE, help="The leaderboard's CSV file.")
-@click.option("--markdown", type=_FILE, help="Also write the leaderboard as Markdown.")
-@click.option("--heat-map", "heat_maps", multiple=True, type=_FILE, help="Also draw it, as PNG or SVG.")
+@click.option("--folder", type=FOLDER, required=True, help="Where work is kept.")
+@click.option("--to", "table_file", required=True, type=FILE, help="The leaderboard's CSV file.")
+@click.option("--markdown", type=FILE, help="Also write the leaderboard as Markdown.")
+@click.option("--heat-map", "heat_maps", multiple=True, type=FILE, help="Also draw it, as PNG or SVG.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and about how long it takes.")
+@format_option
 @click.pass_context
 def transfer(
     context: click.Context,
@@ -43,84 +41,60 @@ def transfer(
     *,
     plan: Path | None,
     folder: Path,
-    table: Path,
+    table_file: Path,
     markdown: Path | None,
     heat_maps: tuple[Path, ...],
     dry_run: bool,
+    form: str,
+    models: tuple[str, ...],
+    dtype: str,
     **options: Any,
 ) -> None:
     """Train a booster on each of some tasks or mixtures, and evaluate all of them on each of others.
 
-    PLAN is a YAML file, see docs/transfer.md; options serve small studies. Killed at any moment, the same command goes
-    on from what --folder holds.
+    PLAN is a YAML file, see docs/transfer.md; options serve small studies. Killed at any moment, the same command
+    resumes from what --folder holds.
     """
-    for path in (table, *([markdown] if markdown else ()), *heat_maps):
-        if not path.parent.is_dir():
-            raise TaskError(f"{path}: {path.parent} is not a folder")
-    check_writable("--folder", folder)
-    context.meta[KEPT] = f"what is done is kept in {folder}; the same command goes on from there"
+    for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
+        for path in paths:
+            in_folder(name, path)
+    make_folder(folder)
+    resumable(context, folder)
+    arguments = [{"pretrained": model, "dtype": dtype, "batch_size": 16} for model in models]
+    study = Plan.read(plan, arguments) if plan else _from_options(models=arguments, **options)
     with quiet():
-        from aft_harness.boosters.booster import write_atomically
-        from aft_harness.harness.model import SteeredHFLM
-        from aft_harness.results import leaderboard, plots
-        from aft_harness.studies.plan import Plan
+        from aft_harness import api
+        from aft_harness.harness.metrics import lower_is_better
+        from aft_harness.results import plots, table
 
         for path in heat_maps:
             plots.check_format(path)
-        dtype = options.pop("dtype")
-        models = [{"pretrained": model, "dtype": dtype, "batch_size": 16} for model in options.pop("models")]
-        study = Plan.read(plan, models) if plan else _from_options(models=models, **options)
-        for arguments in study.models:
-            lm = SteeredHFLM(**arguments)
-            if dry_run:
-                _print_estimates(lm, study, folder)
-            else:
-                _run(lm, study, folder, table)
         if dry_run:
+            _print_estimates(study, folder)
             return
-        found = leaderboard.load(table)
+        with study_bars() as reports:
+            found = api.transfer(study, folder, table_file, reports=reports)
         corrected = found[found["p_holm"].notna()]
         if markdown:
-            write_atomically(markdown, ("\n".join(leaderboard.shown(found)) + "\n").encode())
+            write_atomically(markdown, (table.render(found, "md") + "\n").encode())
         for path in heat_maps:
-            plots.plot_transfer(corrected, path)
-    click.echo("\n".join(leaderboard.shown(corrected)))
+            plots.plot_transfer(corrected, path, lower_is_better(corrected["metric"]))
+    click.echo(table.render(corrected, form))
 
 
-def _run(lm: SteeredHFLM, study: Plan, folder: Path, table: Path) -> None:
-    from aft_harness.harness.score_store import ScoreStore
-    from aft_harness.results import leaderboard
-    from aft_harness.studies import transfer
+def _print_estimates(study: Plan, folder: Path) -> None:
+    from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.studies.cost import estimates
+    from aft_harness.studies.transfer import Study
 
-    cells = transfer.trainings(lm, study)
-    for learned in {one.name: one.tasks for one in cells}.values():
-        for examples in learned:
-            click.echo(said(examples), err=True)
-    made = []
-    for number, one in enumerate(cells, start=1):
-        prefix = f"{number} of {len(cells)}, {one.name}, seed {one.settings.seed}: "
-        with training_bar() as update:
-            made.append((one, transfer.train(lm, one, study, folder, partial(update, prefix=prefix))))
-    with ScoreStore(folder / "answers.sqlite") as store:
-        for number, task in enumerate(study.evaluations, start=1):
-            with counting_bar(f"{number} of {len(study.evaluations)}, {task.task}", "request") as update:
-                boosters = transfer.wanted(task, made)
-                rows = transfer.evaluate(lm, task, boosters, study, folder, store, update)
-            leaderboard.add(table, rows)
-
-
-def _print_estimates(lm: SteeredHFLM, study: Plan, folder: Path) -> None:
-    from aft_harness.studies.transfer import estimates
-
-    total = 0.0
-    for what, seconds in estimates(lm, study, folder):
-        total += seconds or 0.0
-        click.echo(f"{what:<48}{'done' if seconds is None else f'about {_minutes(seconds)}'}")
-    click.echo(f"{lm.base_model.name}: about {_minutes(total)} in all")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    for arguments in study.models:
+        lm = SteeredHFLM(**arguments)
+        total = 0.0
+        for estimate in estimates(Study(lm, study, folder)):
+            total += estimate.seconds or 0.0
+            seconds = estimate.seconds
+            click.echo(f"{estimate.cell:<56}{'done' if seconds is None else f'about {duration(seconds)}'}")
+        click.echo(f"{lm.base_model.name}: about {duration(total)} in all")
 
 
 def _from_options(
@@ -128,7 +102,7 @@ def _from_options(
     models: list[dict[str, Any]],
     sources: tuple[str, ...],
     tasks: tuple[str, ...],
-    layers: tuple[str, ...],
+    layers: tuple[Any, ...],
     seeds: str,
     train_limit: int | None,
     dev_docs: int,
@@ -137,27 +111,24 @@ def _from_options(
     """The plan that options make, by the same words as a file.
 
     Raises:
-        TaskError: Something is missing or cannot be read.
+        click.UsageError: Something is missing or cannot be read.
     """
-    from aft_harness.studies.plan import Plan
-
     for option, values in (("--model", models), ("--train", sources), ("--evaluate", tasks)):
         if not values:
-            raise TaskError(f"name a PLAN, or give {option}")
+            raise click.UsageError(f"name a PLAN, or give {option}")
     how = {"dev_docs": dev_docs, **({"limit": train_limit} if train_limit else {})}
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
-        where = [each if each == "all" else [int(layer) for layer in each.split(",")] for each in layers]
     except ValueError:
-        raise TaskError(f"--seeds {seeds} or --layers {' '.join(layers)}: expected whole numbers") from None
+        raise click.BadParameter(f"{seeds}: expected whole numbers", param_hint="'--seeds'") from None
     return Plan.of(
         {
             "models": models,
             "train": {source: {task: how for task in source.split("+")} for source in sources},
             "evaluate": {
-                task: {"docs": docs} if docs else {} for task, _, docs in (one.partition("=") for one in tasks)
+                task: {"docs": docs} if docs else {} for task, _, docs in (each.partition("=") for each in tasks)
             },
-            **({"layers": where} if where else {}),
+            **({"layers": list(layers)} if layers else {}),
             "seeds": numbers,
             "include_path": list(include_path),
         }

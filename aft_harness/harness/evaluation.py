@@ -100,9 +100,16 @@ def evaluate(
     loaded = source.load(tasks)
     shared = SharedPass(lm, variants, store, on_progress)
     ids = _ids(loaded["tasks"], docs) if docs else None
-    asked = {"limit": limit, "samples": ids, "log_samples": True, "bootstrap_iters": 0}
-    asked |= {"confirm_run_unsafe_code": confirm_run_unsafe_code, "system_instruction": prompt_format.system_instruction}
-    asked |= {"apply_chat_template": prompt_format.apply_chat_template, "fewshot_as_multiturn": prompt_format.multiturn}
+    asked: dict[str, Any] = {
+        "limit": limit,
+        "samples": ids,
+        "log_samples": True,
+        "bootstrap_iters": 0,
+        "confirm_run_unsafe_code": confirm_run_unsafe_code,
+        "system_instruction": prompt_format.system_instruction,
+        "apply_chat_template": prompt_format.apply_chat_template,
+        "fewshot_as_multiturn": prompt_format.multiturn,
+    }
     environment = _environment()
     evaluated = []
     with ExitStack() as stack:

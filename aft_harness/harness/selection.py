@@ -5,7 +5,10 @@ Knows names and numbers only, so that plans and the command line can use it with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from aft_harness.errors import TaskError
 
 TRAINING_DOCUMENTS = 600
 """Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
@@ -52,3 +55,16 @@ class TaskSelection:
     train_docs: str | None = None
     dev_docs: int = 0
     development_only: bool = False
+
+
+def task_names(tasks: str | Sequence[str]) -> list[str]:
+    """The names of a list, or of text that separates them by commas, each once.
+
+    Raises:
+        TaskError: There is none.
+    """
+    listed = tasks.split(",") if isinstance(tasks, str) else tasks
+    names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    if not names:
+        raise TaskError("no task is named")
+    return names

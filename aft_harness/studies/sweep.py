@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Test:
     __test__ = False  # for pytest
 
     tasks: Sequence[str]
-    prompt_format: PromptFormat = PromptFormat()
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
     limit: int | None = None
     docs: Slice | None = None
     source: Tasks | None = None

@@ -133,9 +133,7 @@ def training_objectives(tasks: Sequence[TaskExamples], settings: Settings) -> di
 
 def ranking_objectives(tasks: Sequence[TaskExamples], choice_norm: ChoiceNorm = "none") -> dict[str, TaskObjective]:
     """What variants are compared by, whatever they were trained by: the ranking loss, see `Score`."""
-    return {
-        task.task: TaskObjective("choice" if task.kind == "choice" else "answer", choice_norm) for task in tasks
-    }
+    return {task.task: TaskObjective("choice" if task.kind == "choice" else "answer", choice_norm) for task in tasks}
 
 
 def mean_score(outcomes: Sequence[Outcome], weights: Sequence[float], measure: str) -> Score:

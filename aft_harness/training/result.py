@@ -66,9 +66,7 @@ class TrainingResult:
         return table, picture
 
 
-def loss_table(
-    steps: list[tuple[float, ...]], development: list[Score | None]
-) -> pd.DataFrame:
+def loss_table(steps: list[tuple[float, ...]], development: list[Score | None]) -> pd.DataFrame:
     """The `losses` of a result, from each epoch's step losses and its development score."""
     rows = []
     for epoch, (losses, score) in enumerate(zip(steps, development, strict=True), start=1):

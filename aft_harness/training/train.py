@@ -98,9 +98,7 @@ def train(
         with training_injections(lm.engine.layers, injections):
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
-                    epochs.append(
-                        run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress)
-                    )
+                    epochs.append(run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress))
                 with clock("scoring"):
                     scores.append(objective.score(objective.development) if objective.development else None)
                 # Without development documents there is nothing to choose by: the last epoch is kept.

@@ -1,0 +1,105 @@
+"""Types of option values: how text becomes layers, slices, strengths and values by task. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aft_harness.boosters.layers import Layers
+from aft_harness.errors import ParseError
+from aft_harness.slices import Slice
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class _Parsed(click.ParamType):
+    """A value that a function of the library reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads the value, or refuses it as click refuses values."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ParseError as error:
+            self.fail(str(error), param, ctx)
+
+
+LAYERS = _Parsed("layers", Layers.of)
+LAYERS_OR_AUTO = _Parsed("layers", lambda text: "auto" if text == "auto" else Layers.of(text))
+SLICE = _Parsed("slice", Slice.parse)
+
+
+class BoosterFile(click.Path):
+    """A booster file to write, checked before anything costs time."""
+
+    name = "booster file"
+
+    def __init__(self) -> None:
+        """A path of a file."""
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuses another suffix, and a folder that cannot be written."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.suffix != ".safetensors":
+            self.fail(f"{value}: a booster file ends in .safetensors", param, ctx)
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            self.fail(f"{value}: {path.parent} is not a folder that can be written", param, ctx)
+        return path
+
+
+def in_folder(option: str, path: Path | None) -> None:
+    """Refuses a file whose folder does not exist, before anything costs time.
+
+    Raises:
+        click.BadParameter: It does not.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"{path}: {path.parent} is not a folder", param_hint=f"'{option}'")
+
+
+def by_task(option: str, values: Sequence[str], names: Sequence[str], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Values by task from `V` (every task) and `task=V`, of which the latter wins.
+
+    Raises:
+        click.BadParameter: A value that cannot be read, or of a task that is not named.
+    """
+    common: dict[str, Any] = {}
+    single: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.rpartition("=")
+        try:
+            if equals and name not in names:
+                raise ValueError(f"{name!r} is not among --tasks")
+            parsed = read(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{value}: {error}", param_hint=f"'{option}'") from None
+        if equals:
+            single[name] = parsed
+        else:
+            common = dict.fromkeys(names, parsed)
+    return {**common, **single}
+
+
+def count(text: str) -> int:
+    """A number of documents."""
+    if not text.isdigit():
+        raise ValueError("expected a number of documents")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A positive number."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError("expected a positive number")
+    return value
