@@ -1,54 +1,32 @@
 """Loglikelihoods of continuations: one engine for evaluation, training and sweeps.
 
-Knows token ids and a causal language model's forward pass; lays requests out with `packing.py` and steers with
-`steering.py`. Knows nothing of tasks, texts or files.
-
-Whether a model can take packed rows is never taken from a list of architectures: the widest and deepest rows of the
-real work are scored packed and plain, and a model that disagrees with itself is run on plain rows from then on.
+Knows requests as token ids and how a batch of them is scored under several steerings. Lays them out with `trie.py` and
+`rows.py`, runs the model with `forward.py`, and asks `probe.py` what the model is able to do. Knows nothing of tasks,
+texts or files.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aft_harness.engine import packing
-from aft_harness.engine.packing import Batch, Row
-from aft_harness.engine.steering import (
-    Steering,
-    computed_up_to,
-    hidden_size,
-    last_mlp,
-    narrowed,
-    recorded,
-    resumed_after,
-    text_config,
-)
-
-logger = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
-"""Largest mean |difference| of token loglikelihoods at which packed and plain rows count as equal, by dtype."""
-COARSE_TOLERANCE = 0.15
-"""The same for half precision, where rows of another shape differ by rounding alone; a wrong mask is off by nats."""
+from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.probe import Deviation, Probe, revealing
+from aft_harness.engine.rows import Batch, batches
+from aft_harness.engine.steering import Steering
+from aft_harness.engine.trie import Trie
 
 OnScored = Callable[[Sequence[int], list[list[tuple[float, bool]]]], None]
-"""Told after each batch: the indices of its requests, and their results by variant."""
+"""Called after each batch with the indices of its requests, and their results by steering."""
 
 # How many logits are raised to float32 at a time: a second copy of all would double the memory, and on a CPU one that
 # does not fit its cache is four times slower.
-_HEAD_ELEMENTS = {"cpu": 2**20, "accelerator": 2**25}
-# What a model may raise when it is given a mask or positions that it has no use for.
-_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+_LOGITS_AT_A_TIME = {"cpu": 2**20, "accelerator": 2**25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +68,12 @@ class Scores:
 
 
 class Engine:
-    """Runs one model over rows of requests."""
+    """Scores requests with one model.
+
+    Attributes:
+        forward_pass: Runs the model.
+        probe: What the model has been found able to do.
+    """
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, device: torch.device, *, packed: bool = True) -> None:
         """Prepares to score; nothing runs yet.
@@ -101,104 +84,111 @@ class Engine:
             device: Where its input goes.
             packed: False takes plain rows without trying.
         """
-        self.model, self.layers, self.device = model, layers, device
-        self.packed = packed
-        self._resumes: dict[int, bool] = {}
-        self._output_size = 0  # of the tuple that a layer returns; 0 for a bare tensor
-        self._mask_forms = list(self._possible_mask_forms())
-        self._covered = _Extent()
+        self.forward_pass = ForwardPass(model, layers, device, packed=packed)
+        self.probe = Probe(self.forward_pass)
 
     def plain(self) -> Engine:
         """An engine for the same model that takes plain rows without trying others."""
         return Engine(self.model, self.layers, self.device, packed=False)
 
     @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.forward_pass.model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The model's decoder layers."""
+        return self.forward_pass.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input goes."""
+        return self.forward_pass.device
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are packed, as long as nothing speaks against it."""
+        return self.forward_pass.packed
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
-        if torch.is_autocast_enabled(self.device.type):
-            return torch.get_autocast_dtype(self.device.type)
-        return self.model.dtype  # type: ignore[return-value]
-
-    @cached_property
-    def attention_cost(self) -> float:
-        """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
-        weights = sum(parameter.numel() for parameter in self.layers[0].parameters())
-        # Two products of the width of all heads, against one with every weight.
-        return 2 * hidden_size(self.model) / max(weights, 1)
+        return self.forward_pass.dtype
 
     def loglikelihoods(
         self,
         requests: Sequence[Request],
         max_tokens: int,
         *,
-        variants: Sequence[Steering | None] = (None,),
+        steerings: Sequence[Steering | None] = (None,),
         softmax_dtype: torch.dtype | None = torch.float32,
         on_scored: OnScored = lambda members, results: None,
         known: Collection[int] = (),
     ) -> list[list[tuple[float, bool]]]:
-        """Scores every request under every variant.
+        """Scores every request under every steering.
 
         Args:
             requests: What to score; truncated to the model's length.
             max_tokens: Bound of one forward pass in tokens, padding included; a longer request is a pass of its own.
-            variants: How the model is steered; the layers below all of them run once.
+            steerings: How the model is steered, None for not at all; the layers below all of them run once.
             softmax_dtype: As in lm-eval: None means the dtype of the logits.
-            on_scored: Called after each batch with the indices of its requests and their results by variant.
+            on_scored: Called after each batch with the indices of its requests and their results by steering.
             known: Indices of requests that need no scores. They are laid out all the same, and batches of nothing else
                 are left out: what goes on after a break gives to the last bit what would have come without it.
 
         Returns:
-            By variant, by request: summed loglikelihood, and whether the continuation is the greedy one.
+            By steering, by request: summed loglikelihood, and whether the continuation is the greedy one.
         """
         known = set(known)
-        results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in variants]
+        results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in steerings]
         remaining = set(range(len(requests)))
-        laid = False
+        finished = False
         with torch.no_grad():
-            while not laid:
-                for batch in self._lay(requests, sorted(remaining), max_tokens):
+            while not finished:
+                for batch in self._batches(requests, sorted(remaining), max_tokens):
                     if known.issuperset(member for row in batch.rows for member in row.members):
                         continue
-                    scored = self._checked(batch, requests, variants, softmax_dtype)
+                    scored = self._checked(batch, requests, steerings, softmax_dtype)
                     if scored is None:
                         break  # what remains is laid out again, in plain rows
                     members = scored[0].members
                     found = [_pairs(scores) for scores in scored]
-                    for variant, pairs in enumerate(found):
+                    for result, pairs in zip(results, found, strict=True):
                         for member, pair in zip(members, pairs, strict=True):
-                            results[variant][member] = pair
+                            result[member] = pair
                     remaining.difference_update(members)
                     on_scored(members, found)
                 else:
-                    laid = True
+                    finished = True
         return results
 
-    def _lay(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:
+    def _batches(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:
         sequences = [requests[index].inputs for index in indices]
         tails = [len(requests[index].continuation) for index in indices]
+        trie = Trie(sequences, tails)
         width = 1
         if self.packed:
-            width = packing.choose_width(sequences, tails, max_tokens, attention_cost=self.attention_cost)
-        rows = packing.pack(sequences, tails, width)
-        named = [replace(row, members=tuple(indices[member] for member in row.members)) for row in rows]
-        return packing.batches(named, max_tokens)
+            width = trie.choose_width(max_tokens, attention_cost=self.forward_pass.attention_cost)
+        rows = [replace(row, members=tuple(indices[member] for member in row.members)) for row in trie.rows(width)]
+        return batches(rows, max_tokens)
 
-    def _score_variants(
+    def _score_steered(
         self,
         batch: Batch,
         requests: Sequence[Request],
-        variants: Sequence[Steering | None],
+        steerings: Sequence[Steering | None],
         softmax_dtype: torch.dtype | None,
     ) -> list[Scores]:
-        """Scores a batch under each variant.
+        """Scores a batch under each steering.
 
-        What two variants share runs once: variants take turns in the order of their lowest layers, and each starts at
-        the unsteered output of that layer, which is computed from the one before.
+        What two steerings share runs once: they take turns in the order of their lowest layers, and each starts at the
+        unsteered output of that layer, which is computed from the one before.
         """
-        lowest = [variant.layers[0] if variant and variant.layers else None for variant in variants]
-        starts = sorted({layer for layer in lowest if layer is not None}) if len(variants) > 1 else []
+        lowest = [steering.layers[0] if steering and steering.layers else None for steering in steerings]
+        starts = sorted({layer for layer in lowest if layer is not None}) if len(steerings) > 1 else []
         starts = [layer for layer in starts if self.resumes(batch, layer)]
-        order = sorted(range(len(variants)), key=lambda index: math.inf if (low := lowest[index]) is None else low)
+        order = sorted(range(len(steerings)), key=lambda index: math.inf if (low := lowest[index]) is None else low)
         scored: dict[int, Scores] = {}
         with ExitStack() as shared:
             for index in order:
@@ -208,9 +198,9 @@ class Engine:
                     hidden = self.hidden(batch, start)
                     shared.close()  # one hidden state at a time
                     shared.enter_context(self.resumed(start, hidden))
-                with variants[index] or nullcontext():
+                with steerings[index] or nullcontext():
                     scored[index] = self.score(batch, requests, softmax_dtype)
-        return [scored[index] for index in range(len(variants))]
+        return [scored[index] for index in range(len(steerings))]
 
     def score(self, batch: Batch, requests: Sequence[Request], softmax_dtype: torch.dtype | None) -> Scores:
         """One forward pass over a batch, under whatever steering is in force.
@@ -222,47 +212,49 @@ class Engine:
             requests: What was laid out.
             softmax_dtype: Dtype of the softmax and of the sums; None means that of the logits.
         """
-        wanted = _Wanted.of(batch, requests)
+        predicted = _Predictions.of(batch, requests)
         keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
-        keep.view(-1)[wanted.columns] = True
-        slots = (keep.view(-1).cumsum(0) - 1)[wanted.columns]
-        logits = self._logits(batch, keep)
+        keep.view(-1)[predicted.columns] = True
+        slots = (keep.view(-1).cumsum(0) - 1)[predicted.columns]
+        logits = self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits)
         device = logits.device
-        slots, targets, owners = slots.to(device), wanted.targets.to(device), wanted.owners.to(device)
+        slots, targets, owners = slots.to(device), predicted.targets.to(device), predicted.owners.to(device)
         normalisers, tops = _normalisers(logits)
         chosen = logits[slots, targets]
         terms = chosen.to(normalisers.dtype) - normalisers[slots]
         # The roundings of lm-eval: each term to the dtype of the softmax, then their sum, which torch forms in float32.
         rounded = softmax_dtype or logits.dtype
         terms = terms.to(rounded).to(terms.dtype)
-        count = len(wanted.members)
+        count = len(predicted.members)
         sums = torch.zeros(count, dtype=terms.dtype, device=device).index_add(0, owners, terms)
         misses = torch.zeros(count, dtype=torch.long, device=device)
         misses.index_add_(0, owners, (chosen != tops[slots]).long())
         # Of equally likely tokens argmax takes one: a slow look, needed only where nothing else was missed.
         tied = (misses == 0)[owners]
         misses.index_add_(0, owners[tied], (logits[slots[tied]].argmax(dim=-1) != targets[tied]).long())
-        return Scores(wanted.members, sums.to(rounded), misses == 0)
+        return Scores(predicted.members, sums.to(rounded), misses == 0)
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""
-        with torch.no_grad():
-            output = computed_up_to(self.layers, layer, lambda: self._forward(batch))
-        self._output_size = len(output) if isinstance(output, tuple) else 0
-        return output[0] if isinstance(output, tuple) else output
+        return self.forward_pass.hidden(batch, layer)
 
     def outputs(self, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of several layers, [rows, width, hidden], of one pass that ends at the highest of them."""
-        top = max(wanted)
-        with ExitStack() as recording:
-            lower = {layer: recording.enter_context(recorded(self.layers, layer)) for layer in wanted if layer != top}
-            highest = self.hidden(batch, top)
-        return {layer: highest if layer == top else lower[layer][0] for layer in wanted}
+        return self.forward_pass.outputs(batch, wanted)
 
     def resumed(self, layer: int, hidden: Tensor) -> AbstractContextManager[None]:
         """In this context, passes start at the output of `layer`, which is `hidden` as the method `hidden` gave it."""
-        rest = (None,) * (self._output_size - 1)
-        return resumed_after(self.layers, layer, (hidden, *rest) if self._output_size else hidden)
+        return self.forward_pass.resumed(layer, hidden)
+
+    def resumes(self, batch: Batch, layer: int) -> bool:
+        """Whether passes resumed at `layer` give what full ones give; checked once a layer, on a row of `batch`."""
+        return self.probe.resumes(batch, layer)
+
+    @contextmanager
+    def differentiated(self) -> Iterator[None]:
+        """In this block attention is the kind whose backward pass is quick, see `ForwardPass.differentiated`."""
+        with self.forward_pass.differentiated() as changed, self.probe.forgotten() if changed else nullcontext():
+            yield
 
     def agrees(self, batch: Batch, requests: Sequence[Request]) -> bool:
         """Whether packed rows as wide and deep as these give what plain rows give; if not, rows are plain from now on.
@@ -270,9 +262,9 @@ class Engine:
         Runs the rows that tell most, and two requests in plain rows, when the batch is wider or deeper than everything
         checked so far.
         """
-        if self.packed and not self._extent(batch) <= self._covered:
-            telling = {id(row): row for row, _ in _telling(batch)}
-            trial = packing.batches(list(telling.values()), sum(map(len, batch.rows)))
+        if self.packed and not self.probe.covers(batch):
+            rows = {id(row): row for row, _ in revealing(batch)}
+            trial = batches(list(rows.values()), sum(map(len, batch.rows)))
             with torch.no_grad():
                 return all(self._checked(part, requests, (None,), torch.float32) is not None for part in trial)
         return self.packed
@@ -281,171 +273,29 @@ class Engine:
         self,
         batch: Batch,
         requests: Sequence[Request],
-        variants: Sequence[Steering | None],
+        steerings: Sequence[Steering | None],
         softmax_dtype: torch.dtype | None,
     ) -> list[Scores] | None:
-        """Scores a batch; one that is laid out like none before is compared with plain rows.
+        """Scores a batch under each steering, or None when packed rows turn out wrong; see `Probe.checked`."""
 
-        Returns:
-            Scores by variant, or None when packed rows are wrong: rows are plain from then on.
-        """
-        extent = self._extent(batch)
-        if not self.packed or extent <= self._covered:
-            return self._score_variants(batch, requests, variants, softmax_dtype)
-        while self._mask_forms:
-            try:
-                scored = self._score_variants(batch, requests, variants, softmax_dtype)
-                if self._same_as_plain(batch, requests, variants[0], scored[0], softmax_dtype):
-                    self._covered = self._covered | extent
-                    return scored
-            except torch.OutOfMemoryError:
-                raise
-            except _REFUSALS as error:
-                logger.debug("packed rows are refused: %s", error)
-            self._mask_forms.pop(0)
-            self._covered = _Extent()
-            self._resumes.clear()
-        self.packed = False
-        logger.info("%s does not take packed rows; using plain rows", type(self.model).__name__)
-        return None
+        def score() -> list[Scores]:
+            return self._score_steered(batch, requests, steerings, softmax_dtype)
 
-    def _extent(self, batch: Batch) -> _Extent:
-        depth = int(batch.position_ids.max()) + 1
-        return _Extent(batch.input_ids.shape[1], depth, any(map(_branches, batch.rows)))
+        def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
+            packed = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
+            plain = self.plain()
+            for member in members:
+                request = requests[member]
+                (((alone, _),),) = plain.loglikelihoods(
+                    [request], 1, steerings=steerings[:1], softmax_dtype=softmax_dtype
+                )
+                yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
-    def _same_as_plain(
-        self,
-        batch: Batch,
-        requests: Sequence[Request],
-        variant: Steering | None,
-        scores: Scores,
-        softmax_dtype: torch.dtype | None,
-    ) -> bool:
-        packed = dict(zip(scores.members, scores.loglikelihoods.tolist(), strict=True))
-        plain = self.plain()
-        for member in {member for _, member in _telling(batch)}:
-            request = requests[member]
-            (((alone, _),),) = plain.loglikelihoods([request], 1, variants=[variant], softmax_dtype=softmax_dtype)
-            if not abs(alone - packed[member]) <= self._tolerance * len(request.continuation):
-                return False
-        return True
-
-    def resumes(self, batch: Batch, layer: int) -> bool:
-        """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
-
-        Checked once a layer; a model that fails (one whose upper layers use more of the lower ones than their output)
-        is run in full from then on.
-        """
-        if layer not in self._resumes:
-            batch = packing.batches([min(batch.rows, key=len)], 1)[0]
-            keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
-            keep[:, -1] = True
-            keep[:, 0] = True
-            with torch.no_grad():
-                try:
-                    full = self._logits(batch, keep)
-                    with self.resumed(layer, self.hidden(batch, layer)):
-                        upper = self._logits(batch, keep)
-                    self._resumes[layer] = float((full - upper).abs().float().mean()) <= self._tolerance
-                except torch.OutOfMemoryError:
-                    raise
-                except _REFUSALS as error:
-                    logger.debug("resuming is refused: %s", error)
-                    self._resumes[layer] = False
-            if not self._resumes[layer]:
-                logger.info("%s cannot be resumed at layer %d; using full passes", type(self.model).__name__, layer)
-        return self._resumes[layer]
-
-    @contextmanager
-    def differentiated(self) -> Iterator[None]:
-        """In this block attention is the kind whose backward pass is quick.
-
-        The rule: on a CPU, in half precision, plain matrix products instead of torch's fused attention, whose backward
-        pass is slow there (`scripts/bench.py --only training-attention-bf16` measures it); everywhere else what the
-        model has.
-        """
-        model: Any = self.model
-        fused = getattr(model.config, "_attn_implementation", None) == "sdpa"
-        if not (fused and self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)):
-            yield
-            return
-        covered = self._covered
-        try:
-            model.set_attn_implementation("eager")
-            self._covered = _Extent()  # what was checked was checked with the other kind
-            yield
-        finally:
-            model.set_attn_implementation("sdpa")
-            self._covered = covered
-
-    @property
-    def _tolerance(self) -> float:
-        return TOLERANCE.get(self.dtype, COARSE_TOLERANCE)
-
-    def _logits(self, batch: Batch, keep: Tensor) -> Tensor:
-        """Logits [n, vocabulary] at the n True positions of `keep` [rows, width], row by row."""
-        keep = keep.to(self.device)
-        # Plain rows, which packed ones are checked against, run the last layer whole.
-        mlp = last_mlp(self.layers) if self.packed else None
-        with narrowed(mlp, keep) if mlp else nullcontext():
-            if self._keeps_logits:
-                logits: Tensor = self._forward(batch, logits_to_keep=keep).logits
-            else:
-                logits = self._forward(batch).logits
-        return logits if logits.dim() == 2 else logits[keep.to(logits.device)]
-
-    @cached_property
-    def _keeps_logits(self) -> bool:
-        """Whether the head can run on chosen positions; older and remote code takes a number or nothing instead."""
-        wrapped = hasattr(self.model, "get_base_model")
-        target = self.model.get_base_model() if wrapped else self.model  # type: ignore[operator]
-        if "logits_to_keep" not in inspect.signature(target.forward).parameters:
-            return False
-        tokens = torch.ones(1, 2, dtype=torch.long, device=self.device)
-        keep = torch.tensor([[False, True]], device=self.device)
-        try:
-            with torch.no_grad():
-                logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-        except torch.OutOfMemoryError:
-            raise
-        except _REFUSALS as error:
-            logger.debug("logits cannot be kept by position: %s", error)
-            return False
-        return bool(logits.shape[:-1].numel() == 1)
-
-    def _forward(self, batch: Batch, **kwargs: Any) -> Any:
-        # A chain of tokens is what a causal model expects anyway: right padding needs no mask.
-        if self.packed:
-            kwargs |= {
-                "attention_mask": self._mask_forms[0](batch),
-                "position_ids": batch.position_ids.to(self.device),
-            }
-        return self.model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
-
-    def _possible_mask_forms(self) -> Iterator[Callable[[Batch], Tensor | dict[str, Tensor]]]:
-        """The ways in which a model may want its mask, the likeliest first; `agrees` finds the right one."""
-        config = text_config(self.model)
-        window = getattr(config, "sliding_window", None)
-        chunk = getattr(config, "attention_chunk_size", None)
-        reach: dict[str, dict[str, int | None]] = {
-            "full_attention": {},
-            "sliding_attention": {"window": window},
-            "chunked_attention": {"chunk": chunk},
-        }
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if kinds and kinds <= set(reach):
-            yield lambda batch: {kind: self._mask(batch, **reach[kind]) for kind in kinds}
-        if window:
-            yield lambda batch: self._mask(batch, window=window)
-        yield self._mask
-
-    def _mask(self, batch: Batch, **reach: int | None) -> Tensor:
-        ends, positions = batch.subtree_end.to(self.device), batch.position_ids.to(self.device)
-        return packing.additive_mask(packing.visible(ends, positions, **reach), self.dtype)
+        return self.probe.checked(batch, score, compare)
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Predictions:
     """Which columns of a batch, seen as one long row, predict which tokens of which member."""
 
     members: tuple[int, ...]
@@ -454,7 +304,7 @@ class _Wanted:
     owners: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, requests: Sequence[Request]) -> _Wanted:
+    def of(cls, batch: Batch, requests: Sequence[Request]) -> _Predictions:
         width = batch.input_ids.shape[1]
         members = tuple(member for row in batch.rows for member in row.members)
         columns = [tail + place * width for place, row in enumerate(batch.rows) for tail in row.tails]
@@ -467,42 +317,12 @@ class _Wanted:
 def _normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the sum of exponentials at each position, in at least float32, and the largest logit there."""
     precision = torch.promote_types(logits.dtype, torch.float32)
-    size = _HEAD_ELEMENTS["cpu" if logits.device.type == "cpu" else "accelerator"]
+    size = _LOGITS_AT_A_TIME["cpu" if logits.device.type == "cpu" else "accelerator"]
     parts = logits.split(max(1, size // logits.shape[-1]))
     return (
         torch.cat([part.to(precision).logsumexp(dim=-1) for part in parts]),
         torch.cat([part.detach().amax(dim=-1) for part in parts]),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Extent:
-    """What packed rows have been checked for: their width and depth, and whether they branched."""
-
-    width: int = 0
-    depth: int = 0
-    branching: bool = False
-
-    def __le__(self, other: _Extent) -> bool:
-        return self.width <= other.width and self.depth <= other.depth and self.branching <= other.branching
-
-    def __or__(self, other: _Extent) -> _Extent:
-        return _Extent(max(self.width, other.width), max(self.depth, other.depth), self.branching or other.branching)
-
-
-def _branches(row: Row) -> bool:
-    return int(row.subtree_end.min()) < len(row)
-
-
-def _telling(batch: Batch) -> list[tuple[Row, int]]:
-    """The rows, with a member of each, on which a wrong mask shows.
-
-    The deepest member meets every window; the last of the widest row that branches has all its siblings before it.
-    """
-    deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
-    end = max(range(len(deepest.tails)), key=lambda place: int(deepest.depth[deepest.tails[place][-1]]))
-    branching = [row for row in batch.rows if _branches(row)]
-    return [(deepest, deepest.members[end]), *((row, row.members[-1]) for row in branching[:1])]
 
 
 def _pairs(scores: Scores) -> list[tuple[float, bool]]:

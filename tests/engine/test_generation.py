@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.engine.generation import TextsDone
+from aft_harness.engine.generation import PerTextStoppingCriteria
 from aft_harness.harness.model import SteeredHFLM
 
 PROMPTS = [
@@ -76,10 +76,10 @@ def test_generation_is_steered_and_sampling_is_left_alone(tiny_model: Any, tiny_
 def test_only_the_text_itself_ends_it(tiny_tokenizer: Any) -> None:
     prompt, text = tiny_tokenizer.encode("stop "), tiny_tokenizer.encode("go on and stop")
     rows = torch.tensor([[*prompt, *text], [*prompt, *text[:-1], text[0]]])
-    done = TextsDone(tiny_tokenizer, tiny_tokenizer.decode, ["stop"], len(prompt))
-    assert not done(rows[:, : len(prompt) + 1], None).any()  # what stands in the prompt does not count
-    found = done(rows, None)
+    finished = PerTextStoppingCriteria(tiny_tokenizer, tiny_tokenizer.decode, ["stop"], len(prompt))
+    assert not finished(rows[:, : len(prompt) + 1], None).any()  # what stands in the prompt does not count
+    found = finished(rows, None)
     assert found.tolist() == ["stop" in tiny_tokenizer.decode(row[len(prompt) :].tolist()) for row in rows]
     assert found.tolist()[0]
-    never = TextsDone(tiny_tokenizer, lambda tokens: "", ["stop"], len(prompt))
+    never = PerTextStoppingCriteria(tiny_tokenizer, lambda tokens: "", ["stop"], len(prompt))
     assert not never(rows, None).any()

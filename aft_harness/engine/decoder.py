@@ -1,0 +1,88 @@
+"""The decoder layers of a model: where they are, how many, how wide, and whether the model is causal.
+
+Knows the module structure and the configuration of Hugging Face models. Knows nothing of boosters, hooks or tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from aft_harness.errors import ModelError
+
+OVERRIDE = "layers_path"
+"""The setting that names the list of decoder layers of a model which the rule does not fit."""
+
+
+def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
+    """The decoder layers of a Hugging Face causal language model, in order.
+
+    The rule: the only `ModuleList` directly inside `model.get_decoder()` that has as many entries as the text
+    configuration has hidden layers.
+
+    Args:
+        model: The model, which may be wrapped by PEFT.
+        path: Dotted name of the list inside `model`, which replaces the rule.
+
+    Raises:
+        ModelError: No list fits, or several do.
+    """
+    if path:
+        try:
+            found = model.get_submodule(path)
+        except AttributeError:
+            raise ModelError(f"{OVERRIDE}={path}: the model has no such module") from None
+        if not isinstance(found, nn.ModuleList) or not len(found):
+            raise ModelError(f"{OVERRIDE}={path}: is a {type(found).__name__}, not a list of layers")
+        return found
+    try:
+        count = text_config(model).num_hidden_layers
+        decoder = model.get_decoder()  # type: ignore[operator]  # forwarded by wrappers
+    except AttributeError:
+        raise ModelError(
+            f"{type(model).__name__} is not a Hugging Face language model; name its layers with {OVERRIDE}=..."
+        ) from None
+    fitting = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == count]
+    if len(fitting) != 1:
+        raise ModelError(
+            f"{type(model).__name__} has {len(fitting)} lists of {count} layers; name the right one with "
+            f"{OVERRIDE}=... (for example {OVERRIDE}=model.layers)"
+        )
+    return fitting[0]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model inside `model`."""
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the residual stream."""
+    return int(text_config(model).hidden_size)
+
+
+def check_layer(layer: int, count: int) -> int:
+    """Returns `layer` when it is an index of one of `count` decoder layers.
+
+    Raises:
+        ModelError: It is negative or too large.
+    """
+    if not 0 <= layer < count:
+        raise ModelError(f"layer {layer} is out of range: the model has layers 0 to {count - 1}")
+    return layer
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module) -> None:
+    """Checks by running it that `model` predicts tokens from earlier tokens only.
+
+    Raises:
+        ModelError: A later token changes an earlier position, as in a masked language model.
+    """
+    device = next(model.parameters()).device
+    first, second = (torch.tensor([[1, 2, 3, last]], device=device) for last in (4, 5))
+    before, after = (model(tokens).logits[0, :3].float() for tokens in (first, second))
+    if not torch.allclose(before, after, rtol=1e-2, atol=1e-2):
+        raise ModelError(f"{type(model).__name__} is not a causal language model: later tokens change earlier ones")

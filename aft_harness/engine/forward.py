@@ -1,0 +1,155 @@
+"""Forward passes of a causal language model over batches of rows: whole, up to a layer, or from a layer on.
+
+Knows how a model takes its input and its mask, on which positions its head runs and what its layers return. Knows
+nothing of requests, and not what a model is able to do, which is `probe.py`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aft_harness.engine.decoder import hidden_size, text_config
+from aft_harness.engine.partial import computed_up_to, last_mlp, narrowed, resumed_after
+from aft_harness.engine.rows import Batch, additive_mask, visible
+from aft_harness.engine.steering import recorded
+
+MaskForm = Callable[[Batch], Tensor | dict[str, Tensor]]
+"""A way in which a model may want the mask of a batch: one for all layers, or one for each type of layer."""
+
+
+class ForwardPass:
+    """Forward passes of one model, under whatever steering is in force.
+
+    Attributes:
+        model: The model.
+        layers: Its decoder layers.
+        device: Where its input goes.
+        mask_forms: The ways in which the model may want the mask of packed rows, the likeliest first; the first is
+            used. Empty where rows are plain: a chain of tokens is what a causal model expects anyway, and right padding
+            needs no mask.
+    """
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, device: torch.device, *, packed: bool = True) -> None:
+        """Prepares to run; nothing runs yet.
+
+        Args:
+            model: A causal language model.
+            layers: Its decoder layers.
+            device: Where its input goes.
+            packed: Whether rows may be packed; False means that all are plain.
+        """
+        self.model, self.layers, self.device = model, layers, device
+        self.mask_forms: list[MaskForm] = list(self._possible_mask_forms()) if packed else []
+        self._output_size = 0  # of the tuple that a layer returns; 0 for a bare tensor
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows may be packed, and are run with a mask and position ids."""
+        return bool(self.mask_forms)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the activations: autocast's where it is on, the model's otherwise."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.model.dtype  # type: ignore[return-value]
+
+    @cached_property
+    def attention_cost(self) -> float:
+        """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
+        weights = sum(parameter.numel() for parameter in self.layers[0].parameters())
+        # Two products of the width of all heads, against one with every weight.
+        return 2 * hidden_size(self.model) / max(weights, 1)
+
+    def run(self, batch: Batch, **kwargs: Any) -> Any:
+        """What the model returns for a batch.
+
+        Args:
+            batch: The rows; packed ones only where `packed` is true.
+            **kwargs: Further arguments of the model.
+        """
+        if self.packed:
+            kwargs |= {
+                "attention_mask": self.mask_forms[0](batch),
+                "position_ids": batch.position_ids.to(self.device),
+            }
+        return self.model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
+
+    def logits(self, batch: Batch, keep: Tensor, *, by_position: bool) -> Tensor:
+        """Logits [n, vocabulary] at the n True positions of `keep`, row by row.
+
+        Args:
+            batch: The rows.
+            keep: bool [rows, width].
+            by_position: Whether the model's head can run on those positions alone; otherwise it runs on all.
+        """
+        keep = keep.to(self.device)
+        # Plain rows, which packed ones are checked against, run the last layer whole.
+        mlp = last_mlp(self.layers) if self.packed else None
+        with narrowed(mlp, keep) if mlp else nullcontext():
+            logits: Tensor = self.run(batch, **({"logits_to_keep": keep} if by_position else {})).logits
+        return logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+
+    def hidden(self, batch: Batch, layer: int) -> Tensor:
+        """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""
+        with torch.no_grad():
+            output = computed_up_to(self.layers, layer, lambda: self.run(batch))
+        self._output_size = len(output) if isinstance(output, tuple) else 0
+        return output[0] if isinstance(output, tuple) else output
+
+    def outputs(self, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """Outputs of several layers, [rows, width, hidden], of one pass that ends at the highest of them."""
+        top = max(wanted)
+        with ExitStack() as recording:
+            lower = {layer: recording.enter_context(recorded(self.layers, layer)) for layer in wanted if layer != top}
+            highest = self.hidden(batch, top)
+        return {layer: highest if layer == top else lower[layer][0] for layer in wanted}
+
+    def resumed(self, layer: int, hidden: Tensor) -> AbstractContextManager[None]:
+        """In this context, passes start at the output of `layer`, which is `hidden` as the method `hidden` gave it."""
+        rest = (None,) * (self._output_size - 1)
+        return resumed_after(self.layers, layer, (hidden, *rest) if self._output_size else hidden)
+
+    @contextmanager
+    def differentiated(self) -> Iterator[bool]:
+        """In this block attention is the kind whose backward pass is quick; yields whether it is another kind.
+
+        The rule: on a CPU, in half precision, plain matrix products instead of torch's fused attention, whose backward
+        pass is slow there; everywhere else what the model has.
+        """
+        model: Any = self.model
+        fused = getattr(model.config, "_attn_implementation", None) == "sdpa"
+        if not (fused and self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)):
+            yield False
+            return
+        try:
+            model.set_attn_implementation("eager")
+            yield True
+        finally:
+            model.set_attn_implementation("sdpa")
+
+    def _possible_mask_forms(self) -> Iterator[MaskForm]:
+        config = text_config(self.model)
+        window = getattr(config, "sliding_window", None)
+        chunk = getattr(config, "attention_chunk_size", None)
+        reach: dict[str, dict[str, int | None]] = {
+            "full_attention": {},
+            "sliding_attention": {"window": window},
+            "chunked_attention": {"chunk": chunk},
+        }
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if kinds and kinds <= set(reach):
+            yield lambda batch: {kind: self._mask(batch, **reach[kind]) for kind in kinds}
+        if window:
+            yield lambda batch: self._mask(batch, window=window)
+        yield self._mask
+
+    def _mask(self, batch: Batch, **reach: int | None) -> Tensor:
+        ends, positions = batch.subtree_end.to(self.device), batch.position_ids.to(self.device)
+        return additive_mask(visible(ends, positions, **reach), self.dtype)

@@ -1,0 +1,206 @@
+"""What a model is able to do, found out by running it: packed rows, passes that resume at a layer, logits by position.
+
+Nothing is taken from a list of architectures: the widest and deepest rows of the real work are scored packed and plain,
+and a model that disagrees with itself is run on plain rows from then on.
+
+Knows forward passes and rows. Knows nothing of requests and of steering: what is compared comes from the caller.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.rows import Batch, Row, batches
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+"""Largest mean |difference| of token loglikelihoods at which packed and plain rows count as equal, by dtype."""
+COARSE_TOLERANCE = 0.15
+"""The same for half precision, where rows of another shape differ by rounding alone; a wrong mask is off by nats."""
+
+# What a model may raise when it is given a mask or positions that it has no use for.
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+T = TypeVar("T")
+
+
+class Deviation(NamedTuple):
+    """How far a loglikelihood that was found in packed rows is from that of a plain row.
+
+    Attributes:
+        difference: Of the sums over all tokens, absolute.
+        tokens: Number of tokens.
+    """
+
+    difference: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far rows reach: their width and depth, and whether they branch."""
+
+    width: int = 0
+    depth: int = 0
+    branching: bool = False
+
+    @classmethod
+    def of(cls, batch: Batch) -> Extent:
+        """The extent of the rows of a batch."""
+        depth = int(batch.position_ids.max()) + 1
+        return cls(batch.input_ids.shape[1], depth, any(map(_branches, batch.rows)))
+
+    def __le__(self, other: Extent) -> bool:
+        """Whether what holds for `other` has been shown for this extent, too."""
+        return self.width <= other.width and self.depth <= other.depth and self.branching <= other.branching
+
+    def __or__(self, other: Extent) -> Extent:
+        """The smallest extent that both lie in."""
+        return Extent(max(self.width, other.width), max(self.depth, other.depth), self.branching or other.branching)
+
+
+class Probe:
+    """Checks a model's abilities as the work needs them, and remembers what has been checked.
+
+    Attributes:
+        covered: What packed rows have been checked for, with the mask form that is in use.
+    """
+
+    def __init__(self, forward_pass: ForwardPass) -> None:
+        """Starts with nothing checked.
+
+        Args:
+            forward_pass: Runs the model. Mask forms that turn out wrong are taken from it: without any left, its rows
+                are plain.
+        """
+        self._forward_pass = forward_pass
+        self.covered = Extent()
+        self._resumes: dict[int, bool] = {}
+
+    @property
+    def tolerance(self) -> float:
+        """Largest mean |difference| of token loglikelihoods, or of logits, that counts as none."""
+        return TOLERANCE.get(self._forward_pass.dtype, COARSE_TOLERANCE)
+
+    def covers(self, batch: Batch) -> bool:
+        """Whether packed rows as wide and deep as these have been checked; only for a model that takes packed rows."""
+        return Extent.of(batch) <= self.covered
+
+    def checked(
+        self, batch: Batch, score: Callable[[], T], compare: Callable[[T, Collection[int]], Iterable[Deviation]]
+    ) -> T | None:
+        """Scores a batch; one that is laid out like none before is compared with plain rows.
+
+        Args:
+            batch: What is scored.
+            score: Scores it, in a way that depends on the mask form in use.
+            compare: Compares what `score` returned, for some members of the batch, with plain rows.
+
+        Returns:
+            What `score` returned, or None when packed rows are wrong: rows are plain from then on.
+        """
+        forward_pass = self._forward_pass
+        if not forward_pass.packed or self.covers(batch):
+            return score()
+        while forward_pass.packed:
+            try:
+                scored = score()
+                members = {member for _, member in revealing(batch)}
+                # Not the reverse comparison: a difference that is not a number must fail, too.
+                if all(found.difference <= self.tolerance * found.tokens for found in compare(scored, members)):
+                    self.covered |= Extent.of(batch)
+                    return scored
+            except torch.OutOfMemoryError:
+                raise
+            except _REFUSALS as error:
+                logger.debug("packed rows are refused: %s", error)
+            forward_pass.mask_forms.pop(0)
+            self.covered = Extent()
+            self._resumes.clear()
+        logger.info("%s does not take packed rows; using plain rows", type(forward_pass.model).__name__)
+        return None
+
+    def resumes(self, batch: Batch, layer: int) -> bool:
+        """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
+
+        Checked once a layer; a model that fails (one whose upper layers use more of the lower ones than their output)
+        is run in full from then on.
+        """
+        if layer not in self._resumes:
+            self._resumes[layer] = self._tried_to_resume(batch, layer)
+            if not self._resumes[layer]:
+                name = type(self._forward_pass.model).__name__
+                logger.info("%s cannot be resumed at layer %d; using full passes", name, layer)
+        return self._resumes[layer]
+
+    @torch.no_grad()
+    def _tried_to_resume(self, batch: Batch, layer: int) -> bool:
+        forward_pass = self._forward_pass
+        batch = batches([min(batch.rows, key=len)], 1)[0]
+        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        keep[:, -1] = True
+        keep[:, 0] = True
+        try:
+            full = forward_pass.logits(batch, keep, by_position=self.keeps_logits)
+            with forward_pass.resumed(layer, forward_pass.hidden(batch, layer)):
+                upper = forward_pass.logits(batch, keep, by_position=self.keeps_logits)
+            return float((full - upper).abs().float().mean()) <= self.tolerance
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            logger.debug("resuming is refused: %s", error)
+            return False
+
+    @cached_property
+    def keeps_logits(self) -> bool:
+        """Whether the head can run on chosen positions; older and remote code takes a number or nothing instead."""
+        model, device = self._forward_pass.model, self._forward_pass.device
+        wrapped = hasattr(model, "get_base_model")
+        target = model.get_base_model() if wrapped else model  # type: ignore[operator]
+        if "logits_to_keep" not in inspect.signature(target.forward).parameters:
+            return False
+        tokens = torch.ones(1, 2, dtype=torch.long, device=device)
+        keep = torch.tensor([[False, True]], device=device)
+        try:
+            with torch.no_grad():
+                logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            logger.debug("logits cannot be kept by position: %s", error)
+            return False
+        return bool(logits.shape[:-1].numel() == 1)
+
+    @contextmanager
+    def forgotten(self) -> Iterator[None]:
+        """In this block nothing is covered, as the model computes its attention in another way."""
+        covered, self.covered = self.covered, Extent()
+        try:
+            yield
+        finally:
+            self.covered = covered
+
+
+def revealing(batch: Batch) -> list[tuple[Row, int]]:
+    """The rows, with a member of each, on which a wrong mask shows.
+
+    The deepest member meets every window; the last of the widest row that branches has all its siblings before it.
+    """
+    deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
+    end = max(range(len(deepest.tails)), key=lambda place: int(deepest.depth[deepest.tails[place][-1]]))
+    branching = [row for row in batch.rows if _branches(row)]
+    return [(deepest, deepest.members[end]), *((row, row.members[-1]) for row in branching[:1])]
+
+
+def _branches(row: Row) -> bool:
+    return int(row.subtree_end.min()) < len(row)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from engine_cases import alone, assert_equal, engine, made_requests
+
+from aft_harness.engine.decoder import decoder_layers
+from aft_harness.engine.probe import Deviation, Extent
+from aft_harness.engine.rows import batches
+from aft_harness.engine.scoring import Request
+from aft_harness.engine.trie import pack
+
+UNPACKABLE = {"bloom": {}, "mamba": {}, "falcon": {"alibi": True}}
+
+
+@pytest.mark.parametrize("architecture", UNPACKABLE)
+def test_models_that_take_no_tree_mask_get_plain_rows(tiny_model: Any, architecture: str) -> None:
+    model = tiny_model(architecture, **UNPACKABLE[architecture])
+    requests = made_requests()
+    runner = engine(model)
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert_equal(found, [alone(model, request) for request in requests])
+    assert not runner.packed
+
+
+def test_a_window_is_noticed_only_by_rows_that_are_longer(tiny_model: Any) -> None:
+    # The trap: a mask without the window agrees on short rows, so what was checked must grow with the rows.
+    model = tiny_model("mistral", sliding_window=16)
+    runner = engine(model)
+    del runner.forward_pass.mask_forms[:-1]  # the form that forgets the window
+    short = [Request((5, 6, 7), (8, 9)), Request((5, 6, 7), (10,))]
+    (found,) = runner.loglikelihoods(short, 100)
+    assert runner.packed
+    assert_equal(found, [alone(model, request) for request in short])
+    requests = made_requests()
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert not runner.packed
+    assert_equal(found, [alone(model, request) for request in requests])
+
+
+def test_a_long_row_without_branches_proves_nothing_about_branches(tiny_model: Any) -> None:
+    # A recurrent model agrees with itself on a chain; the tree beside it is what it cannot take.
+    model = tiny_model("mamba")
+    requests = [Request(tuple(range(3, 90)), (5, 6)), *made_requests(documents=3)]
+    runner = engine(model)
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert not runner.packed
+    assert_equal(found, [alone(model, request) for request in requests])
+
+
+def test_the_check_costs_two_plain_rows(tiny_model: Any) -> None:
+    model, requests = tiny_model("llama"), made_requests()
+    sizes: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: sizes.append(args[0].numel()))
+    runner = engine(model)
+    runner.loglikelihoods(requests, 5000)
+    first = [size for size in sizes if size > 2]  # trying whether logits can be kept takes two tokens
+    sizes.clear()
+    runner.loglikelihoods(requests, 5000)
+    assert len(first) == len(sizes) + 2
+
+
+def test_an_upper_layer_that_uses_more_of_the_lower_ones_is_run_in_full(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    layers = decoder_layers(model)
+    seen: list[torch.Tensor] = []
+    layers[0].register_forward_hook(lambda module, args, output: seen.append(2 * output))
+    layers[3].register_forward_hook(lambda module, args, output: output + seen[-1])
+    layers[3].register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
+    runner = engine(model, packed=False)
+    batch = batches(pack([(5, 6, 7)], [1], 1), 100)[0]
+    assert not runner.resumes(batch, 1)
+
+
+@pytest.mark.parametrize("accepts", ["a number", "nothing"])
+def test_a_model_that_keeps_no_logits_by_position_gets_its_head_run_everywhere(tiny_model: Any, accepts: str) -> None:
+    model = tiny_model("llama")
+    requests = made_requests()
+    expected = [alone(model, request) for request in requests]
+    forward = model.forward
+
+    def older(input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        if not isinstance(logits_to_keep, int):
+            raise IndexError("too many indices for tensor of dimension 3")
+        return forward(input_ids, **kwargs)
+
+    model.forward = older if accepts == "a number" else lambda input_ids, **kwargs: forward(input_ids, **kwargs)
+    runner = engine(model)
+    (found,) = runner.loglikelihoods(requests, 500)
+    assert runner.packed
+    assert_equal(found, expected)
+
+
+def test_a_difference_that_is_not_a_number_is_a_disagreement(tiny_model: Any) -> None:
+    runner = engine(tiny_model("llama"))
+    (batch,) = batches(pack([(5, 6, 7), (5, 6, 8)], [1, 1], 8), 100)
+    compared: list[set[int]] = []
+
+    def compare(scored: str, members: Any) -> Any:
+        compared.append(set(members))
+        yield Deviation(difference, 1)
+
+    for difference, expected in ((0.0, "scores"), (float("nan"), None)):
+        runner.probe.covered = Extent()
+        assert runner.probe.checked(batch, lambda: "scores", compare) == expected
+    assert compared[0] == {0, 1} and not runner.packed
+
+
+def test_an_extent_covers_what_is_smaller_in_every_respect() -> None:
+    extent = Extent(8, 4, False) | Extent(6, 5, True)
+    assert extent == Extent(8, 5, True)
+    assert Extent(8, 5, False) <= extent
+    assert not any(larger <= extent for larger in (Extent(9, 1), Extent(1, 6)))
+    assert not Extent(1, 1, True) <= Extent(9, 9, False)
