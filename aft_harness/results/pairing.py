@@ -1,10 +1,12 @@
 """The per-document results that lm-eval writes with `--log_samples`, and pairing two runs of them.
 
-Knows lm-eval's output folders. A pair is one document under two models; documents whose prompts differ are no pair.
+Knows lines of samples and where lm-eval puts them. Knows nothing of boosters or tables. A pair is one document under
+two models; documents whose prompts differ are no pair.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import re
@@ -12,11 +14,50 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aft_harness.errors import TaskError
+from aft_harness.errors import FileError, TaskError
 from aft_harness.results.statistics import Paired, compare
+from aft_harness.slices import Slice
 
-Samples = Mapping[tuple[str, int], Mapping[str, Any]]
+Line = Mapping[str, Any]
+"""One line of samples: a document, what a filter made of the responses, and its metrics."""
+
+Samples = Mapping[tuple[str, int], Line]
 """Samples of one task and filter, by document hash and id."""
+
+_KEYS = {"doc_id": int, "doc_hash": str, "prompt_hash": str, "target_hash": str, "filter": str}
+"""What a line needs to be paired, and of which type."""
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of one samples file.
+
+    Raises:
+        FileError: It cannot be read.
+        TaskError: A line is not JSON, or not a sample of lm-eval; names the file and the line.
+    """
+    lines: list[dict[str, Any]] = []
+    try:
+        # Text keeps U+2028 and U+0085 raw, which `str.splitlines` takes for ends of lines: only "\n" ends one here.
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    lines.append(_line(text, f"{path}: line {number}"))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: is not a samples file of lm_eval ({error.reason} in UTF-8 text)") from None
+    return lines
+
+
+def _line(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{where} is not JSON ({error}); run lm_eval again") from None
+    for key, kind in _KEYS.items():
+        if not isinstance(line, dict) or not isinstance(line.get(key), kind):
+            raise TaskError(f"{where} is not a sample of lm_eval: it lacks {key}")
+    return dict(line)
 
 
 def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Samples:
@@ -28,53 +69,43 @@ def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Sam
         filter_name: Name of a filter; None takes the only one.
 
     Raises:
-        TaskError: No samples, or several filters to choose from.
+        FileError: A file cannot be read.
+        TaskError: No samples, several filters to choose from, none of that name, or a malformed file.
     """
     # The time of the run follows the task's name; another task's name may start with this one's.
-    files = sorted(
-        (file for file in folder.rglob(f"samples_{task}_*.jsonl") if file.stem[len(f"samples_{task}_") :][:2] == "20"),
-        key=lambda file: file.name,
-    )
+    dated = re.compile(re.escape(f"samples_{task}_") + r"\d{4}-\d\d-\d\d[^_]*\.jsonl")
+    files = [file for file in folder.rglob(f"samples_{glob.escape(task)}_*.jsonl") if dated.fullmatch(file.name)]
     if not files:
         raise TaskError(f"{folder}: holds no samples of {task}; run lm_eval with --output_path and --log_samples")
-    lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
-    filters = {line["filter"] for line in lines}
+    newest = max(files, key=lambda file: (file.name, str(file)))
+    lines = read_lines(newest)
+    if not lines:
+        raise TaskError(f"{newest}: is empty; run lm_eval again")
+    filters = sorted({str(line["filter"]) for line in lines})
     if filter_name is None and len(filters) > 1:
-        raise TaskError(f"{files[-1]}: has the filters {', '.join(sorted(filters))}; name one")
-    chosen = filter_name or next(iter(filters))
-    return by_document(lines, chosen)
+        raise TaskError(f"{newest}: has the filters {', '.join(filters)}; name one of them")
+    if filter_name is not None and filter_name not in filters:
+        raise TaskError(f"{newest}: has no filter {filter_name}; it has {', '.join(filters)}")
+    return by_document(lines, filter_name or filters[0])
 
 
-def by_document(lines: Iterable[Mapping[str, Any]], filter_name: str) -> Samples:
+def by_document(lines: Iterable[Line], filter_name: str) -> Samples:
     """The samples that one filter of a task made, by the key under which two runs are paired."""
     return {(line["doc_hash"], line["doc_id"]): line for line in lines if line["filter"] == filter_name}
 
 
-def select(samples: Samples, docs: str | None) -> Samples:
-    """The samples whose document id lies in a slice `a:b`; all of them for None.
+def select(samples: Samples, docs: Slice | None) -> Samples:
+    """The samples whose document id lies in a slice; all of them for None.
 
     Raises:
-        TaskError: Not of that form, or no document lies there.
+        TaskError: No document lies there.
     """
     if docs is None:
         return samples
-    start, stop = bounds(docs)
-    kept = {key: line for key, line in samples.items() if start <= key[1] and (stop is None or key[1] < stop)}
+    kept = {key: line for key, line in samples.items() if key[1] in docs}
     if not kept:
-        raise TaskError(f"--docs {docs}: no document of {len(samples)} lies there")
+        raise TaskError(f"documents {docs}: none of the {len(samples)} documents with samples lies there")
     return kept
-
-
-def bounds(docs: str) -> tuple[int, int | None]:
-    """Start and stop of a slice `a:b` of documents, either of which may be left out.
-
-    Raises:
-        TaskError: Not of that form.
-    """
-    match = re.fullmatch(r"(\d*):(\d*)", docs)
-    if match is None:
-        raise TaskError(f"--docs {docs}: expected a slice such as 400:1188")
-    return int(match[1] or 0), int(match[2]) if match[2] else None
 
 
 def comparable(outcome: object) -> bool:
@@ -82,22 +113,29 @@ def comparable(outcome: object) -> bool:
     return isinstance(outcome, int | float) and math.isfinite(outcome)
 
 
-def mean_samples(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _metrics(line: Line) -> Sequence[str]:
+    if not line.get("metrics"):
+        raise TaskError("the samples do not list their metrics; run a later lm_eval")
+    return line["metrics"]
+
+
+def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     """Lines of samples in which each comparable metric is a document's mean over several runs.
 
     Raises:
-        TaskError: The runs hold other documents.
+        TaskError: The runs hold different documents.
     """
     indexed = [{(line["filter"], line["doc_hash"], line["doc_id"]): line for line in lines} for lines in runs]
-    if any(set(one) != set(indexed[0]) for one in indexed):
+    first = indexed[0]
+    if any(set(run) != set(first) for run in indexed):
         raise TaskError("the runs of several seeds hold different documents: they cannot be pooled")
     means = []
-    for key, line in indexed[0].items():
-        members = [one[key] for one in indexed]
+    for key, line in first.items():
+        members = [run[key] for run in indexed]
         pooled = {
             metric: sum(member[metric] for member in members) / len(members)
-            for metric in line["metrics"]
-            if all(comparable(member[metric]) for member in members)
+            for metric in _metrics(line)
+            if all(comparable(member.get(metric)) for member in members)
         }
         means.append({**line, **pooled})
     return means
@@ -107,22 +145,24 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
     """Compares two runs on a metric, document by document.
 
     Args:
-        baseline: The one.
-        steered: The other.
+        baseline: The run that changes are counted from.
+        steered: The other run.
         metric: Name of the metric.
         means: One of them is from `mean_samples`.
 
     Raises:
-        TaskError: The runs hold other documents, or the same ones with other prompts.
+        TaskError: The runs hold different documents, or the same ones with different prompts.
     """
     if set(baseline) != set(steered):
         raise TaskError(
             f"the runs hold different documents ({len(baseline)} and {len(steered)}): they cannot be paired"
         )
+    if not baseline:
+        raise TaskError("the runs hold no documents: nothing can be compared")
     for key, before in baseline.items():
-        for what in ("prompt_hash", "target_hash"):
-            if before[what] != steered[key][what]:
-                raise TaskError(f"document {before['doc_id']} has another {what} in each run: they cannot be paired")
+        for name in ("prompt_hash", "target_hash"):
+            if before[name] != steered[key][name]:
+                raise TaskError(f"document {before['doc_id']} has another {name} in each run: they cannot be paired")
     if any(metric not in line for line in (*baseline.values(), *steered.values())):
         known = next(iter(baseline.values())).get("metrics", [])
         raise TaskError(f"the samples have no metric {metric!r}; they have {', '.join(map(str, known))}")
@@ -133,7 +173,7 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
 
 
 def compared(
-    baseline: Sequence[Mapping[str, Any]], steered: Sequence[Mapping[str, Any]], *, means: bool = False
+    baseline: Sequence[Line], steered: Sequence[Line], *, means: bool = False
 ) -> Iterator[tuple[str, str, Paired]]:
     """Metric, filter and comparison for every metric of a task that is one number a document, the task's first first.
 
@@ -147,6 +187,6 @@ def compared(
     """
     for name in dict.fromkeys(line["filter"] for line in steered):
         before, after = by_document(baseline, name), by_document(steered, name)
-        for metric in steered[0]["metrics"]:
+        for metric in _metrics(steered[0]):
             if all(comparable(line.get(metric)) for line in (*before.values(), *after.values())):
                 yield metric, name, compare_samples(before, after, metric, means=means)

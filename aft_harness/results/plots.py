@@ -1,59 +1,90 @@
-"""Plots of results, as PNG or SVG. Knows rows of tables; computes no statistics."""
+"""Plots of results, as PNG or SVG. Knows tables of the schema and training curves; computes no statistics.
+
+Figures are made without pyplot, whose state and backend belong to the caller's notebook or program.
+"""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from aft_harness.boosters.booster import write_atomically
 from aft_harness.errors import TaskError
+from aft_harness.files import write_atomically
+from aft_harness.results.table import POOLED, SIGNIFICANT, is_fraction, to_rows
 
 FORMATS = ("png", "svg")
 
+_BLUE, _PALE_BLUE, _RED, _GREY = "#4269d0", "#b8c4ea", "#ff725c", "#888888"
 
-def plot_sweep(rows: Sequence[Mapping[str, Any]], over: str, path: Path) -> None:
-    """Draws the change of every task's first metric over `over`, with 95% intervals, as PNG.
+_MODEL = ["model", "revision", "dtype"]
+_BOOSTER = ["booster", "trained_n", "objective", "strength"]
+
+
+class _Figure(Figure):
+    """A figure that notebooks show, whether or not they have been told to use matplotlib."""
+
+    def _repr_png_(self) -> bytes:
+        return _bytes(self, "png")
+
+
+def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
+    """Draws the change of every task's first metric over `over`, with 95% intervals.
 
     Args:
-        rows: As for `write_csv`.
+        frame: A table with the columns of a sweep, see `table.DEVELOPMENT`.
         over: The column on the x axis: `layers` or `strength`.
-        path: The file to write, atomically.
+        path: The file to write, atomically; its suffix is its format.
+
+    Raises:
+        TaskError: Another suffix, no rows, or variants with several layers each.
+        FileError: The file cannot be written.
     """
-    pyplot = backend()
-    frame = pd.DataFrame(rows)
-    frame[over] = pd.to_numeric(frame[over])
+    _check(frame, path)
+    try:
+        frame = frame.assign(**{over: pd.to_numeric(frame[over])})
+    except ValueError:
+        raise TaskError(f"{path}: a sweep over {over} is drawn with one of them a row") from None
     tasks = list(dict.fromkeys(frame["task"]))
-    figure, axes = pyplot.subplots(
-        len(tasks), 1, figsize=(7.2, 0.9 + 2.7 * len(tasks)), squeeze=False, sharex=True, layout="constrained"
-    )
-    for axis, task in zip(axes[:, 0], tasks, strict=True):
-        own = frame[frame["task"] == task]
-        metric = own["metric"].iloc[0]
-        own = own[own["metric"] == metric].sort_values(over)
-        scale = 100 if own["gained"].notna().all() else 1
-        deltas = scale * own["delta"]
-        errors = [deltas - scale * own["ci_low"], scale * own["ci_high"] - deltas]
-        axis.errorbar(own[over], deltas, yerr=errors, fmt="o", color="#4269d0", ecolor="#b8c4ea", markersize=4)
-        chosen = own[own["chosen"].astype(bool)]
-        label = "chosen on development documents"
-        axis.plot(chosen[over], scale * chosen["delta"], "o", color="#ff725c", markersize=7, label=label)
-        axis.axhline(0, color="#888888", linewidth=0.8)
-        first = own.iloc[0]
+    figure = _Figure(figsize=(7.2, 1.1 + 2.7 * len(tasks)), layout="constrained")
+    axes = figure.subplots(len(tasks), 1, squeeze=False, sharex=True)[:, 0]
+    chosen_points = []
+    for axis, task in zip(axes, tasks, strict=True):
+        rows = frame[frame["task"] == task]
+        metric = rows["metric"].iloc[0]
+        rows = rows[rows["metric"] == metric].sort_values(over)
+        scale = _scale(rows)
+        deltas = scale * rows["delta"]
+        errors = [deltas - scale * rows["ci_low"], scale * rows["ci_high"] - deltas]
+        axis.errorbar(rows[over], deltas, yerr=errors, fmt="o", color=_BLUE, ecolor=_PALE_BLUE, markersize=4)
+        chosen = rows[rows["chosen"].fillna(0).astype(bool)] if "chosen" in rows else rows[:0]
+        if len(chosen):
+            chosen_points = axis.plot(chosen[over], scale * chosen["delta"], "o", color=_RED, markersize=7)
+        axis.axhline(0, color=_GREY, linewidth=0.8)
+        first = rows.iloc[0]
         axis.set_title(f"{task}, {first['n']} test documents, baseline {scale * first['baseline']:.4g}", fontsize=10)
         axis.set_ylabel(f"change of {metric}{' (points)' if scale == 100 else ''}")
         axis.spines[["top", "right"]].set_visible(False)
-        if len(chosen):
-            axis.legend(frameon=False, fontsize=8)
-    axes[-1, 0].set_xlabel({"layers": "decoder layer whose output is changed"}.get(over, over))
+    axes[-1].set_xlabel({"layers": "decoder layer whose output is changed"}.get(over, over))
+    if over == "layers":
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if chosen_points:
+        # Below the axes, where it hides no interval.
+        labels = ["chosen on development documents"]
+        figure.legend(chosen_points, labels, loc="outside lower right", frameon=False, fontsize=8)
     save(figure, path)
 
 
-def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
+def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[str] = ()) -> None:
     """Draws a heat map for each model: what boosters were trained on by what they were evaluated on.
 
     A cell tells the change in the metric's own unit, points for fractions, and is blue where the model got better and
@@ -63,78 +94,106 @@ def plot_transfer(rows: pd.DataFrame, path: Path) -> None:
     Args:
         rows: Of one leaderboard, see `leaderboard.load`; of several of one cell, the pooled one counts, or the first.
         path: The file to write, atomically; its suffix is its format.
+        lower_is_better: Metrics of which less is better, such as a perplexity.
 
     Raises:
         TaskError: Another suffix, or no rows.
+        FileError: The file cannot be written.
     """
-    check_format(path)
-    if rows.empty:
-        raise TaskError(f"{path}: there is no row to draw")
-    ordered = rows.sort_values("seed", key=lambda seeds: seeds != "pooled", kind="stable")
+    _check(rows, path)
+    ordered = rows.sort_values("seed", key=lambda seeds: seeds != POOLED, kind="stable")
     cells = ordered.drop_duplicates([*_MODEL, *_BOOSTER, "task"])
-    panels = [_named(own) for _, own in cells.groupby(_MODEL, sort=False)]
-    sizes = [own["source"].nunique() for own in panels]
-    widest = max(own["task"].nunique() for own in panels)
-    figure, axes = backend().subplots(
-        len(panels),
-        1,
-        figsize=(2.6 + 1.35 * widest, sum(1.3 + 0.55 * size for size in sizes)),
-        height_ratios=sizes,
-        squeeze=False,
+    panels = [_with_sources(panel) for _, panel in cells.groupby(_MODEL, sort=False)]
+    heights = [panel["source"].nunique() for panel in panels]
+    widest = max(panel["task"].nunique() for panel in panels)
+    figure = _Figure(
+        figsize=(max(3.6 + 1.35 * widest, 5.5), 0.6 + sum(1.3 + 0.55 * height for height in heights)),
         layout="constrained",
     )
-    for axis, own in zip(axes[:, 0], panels, strict=True):
-        _draw_transfer(axis, own)
-        if len(panels) > 1:
-            first = own.iloc[0]
-            axis.set_title(f"{first['model']}, {first['dtype']}", fontsize=10)
+    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        mesh = _draw_transfer(axis, panel, lower_is_better)
+        axis.set_title(f"{panel['model'].iloc[0]}, {panel['dtype'].iloc[0]}", fontsize=10)
+        bar = figure.colorbar(mesh, ax=axis, ticks=[-1, 0, 1], fraction=0.05)
+        bar.ax.set_ylim(-1, 1)
+        bar.ax.set_yticklabels(["worse", "no change", "better"], fontsize=8)
+    figure.suptitle("Change with a booster (points of a fraction, other metrics in their unit)", fontsize=11)
     save(figure, path)
 
 
-_MODEL = ["model", "revision", "dtype"]
-_BOOSTER = ["booster", "trained_n", "objective", "strength"]
-
-
-def _named(cells: pd.DataFrame) -> pd.DataFrame:
+def _with_sources(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of one model with a `source`: as short a name of each booster as tells it from the others."""
     source = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
-    for told in ([], *(_BOOSTER[:count] for count in range(1, len(_BOOSTER) + 1))):
-        named = cells.assign(source=cells[told].astype(str).agg(", ".join, axis=1) if told else source)
-        if not named.duplicated(["source", "task"]).any():
+    labelled = cells.assign(source=source)
+    for count in range(1, len(_BOOSTER) + 1):
+        if not labelled.duplicated(["source", "task"]).any():
             break
-    return named
+        labelled = cells.assign(source=cells[_BOOSTER[:count]].astype(str).agg(", ".join, axis=1))
+    return labelled
 
 
-def _draw_transfer(axis: Any, cells: pd.DataFrame) -> None:
-    """The heat map of one model."""
-    from lm_eval.api.registry import is_higher_better
-
-    pyplot = backend()
+def _draw_transfer(axis: Axes, cells: pd.DataFrame, lower_is_better: Collection[str]) -> Any:
+    """Draws the heat map of one model and returns its mesh."""
     sources, tasks = list(dict.fromkeys(cells["source"])), list(dict.fromkeys(cells["task"]))
-    axis.set(xlim=(0, len(tasks)), ylim=(len(sources), 0))
+    shades = np.full((len(sources), len(tasks)), np.nan)
     labels = []
     for column, task in enumerate(tasks):
-        own = cells[cells["task"] == task]
-        metric = own["metric"].iloc[0]
-        sign = -1 if is_higher_better(metric) is False else 1
-        scale = 100 if (own["metric"] == metric).all() and _fraction(own) else 1
-        largest = max(own["delta"].abs().max(), 2 * own["min_detectable"].min()) or 1.0
-        labels.append(f"{task}\n{metric}\nn = {own['n'].iloc[0]}, {scale * own['baseline'].iloc[0]:.3g}")
-        for _, cell in own.iterrows():
+        rows = cells[cells["task"] == task]
+        metric = rows["metric"].iloc[0]
+        sign = -1 if metric in lower_is_better else 1
+        scale = _scale(rows) if (rows["metric"] == metric).all() else 1
+        largest = np.nanmax([rows["delta"].abs().max(), 2 * rows["min_detectable"].min()]) or 1.0
+        labels.append(f"{task}\n{metric}\nn = {rows['n'].iloc[0]}, {scale * rows['baseline'].iloc[0]:.3g}")
+        for cell in rows.to_dict("records"):
             row = sources.index(cell["source"])
-            part = sign * cell["delta"] / largest
-            shade = pyplot.get_cmap("RdBu")(0.5 + 0.4 * part)
-            axis.add_patch(pyplot.Rectangle((column, row), 1, 1, color=shade, linewidth=0))
-            star = "*" if pd.notna(cell["p_holm"]) and cell["p_holm"] < 0.05 else ""
+            shades[row, column] = shade = sign * cell["delta"] / largest
+            star = "*" if pd.notna(cell["p_holm"]) and cell["p_holm"] < SIGNIFICANT else ""
             text = f"{scale * cell['delta']:+.{1 if scale == 100 else 3}f}{star}"
-            ink = "white" if abs(part) > 0.7 else "black"
+            ink = "white" if abs(shade) > 0.7 else "black"
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, color=ink)
+    # The ends of the colours are too dark to read on; the largest change keeps clear of them.
+    mesh = axis.pcolormesh(np.ma.masked_invalid(shades), cmap="RdBu", vmin=-1.25, vmax=1.25)
+    axis.invert_yaxis()
     axis.set_xticks([column + 0.5 for column in range(len(tasks))], labels, fontsize=8)
     names = [textwrap.fill(source.replace("+", " + "), 24) for source in sources]
     axis.set_yticks([row + 0.5 for row in range(len(sources))], names, fontsize=9)
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    return mesh
+
+
+def plot_losses(frame: pd.DataFrame, path: Path | None = None) -> Figure:
+    """Draws the curves of a training.
+
+    Args:
+        frame: A row an optimiser step, in the columns `step`, `epoch` and `loss`, and where there are development
+            documents `development_loss`, which is missing except at the ends of epochs.
+        path: A file to write, atomically; its suffix is its format. None writes none.
+
+    Returns:
+        The figure, which a notebook shows.
+
+    Raises:
+        TaskError: Another suffix, or no rows.
+        FileError: The file cannot be written.
+    """
+    _check(frame, path)
+    figure = _Figure(figsize=(7.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    marker = "o" if len(frame) == 1 else None  # a line needs two points
+    axis.plot(frame["step"], frame["loss"], color=_BLUE, linewidth=1, marker=marker, label="training, each step")
+    if "development_loss" in frame and frame["development_loss"].notna().any():
+        ends = frame[frame["development_loss"].notna()]
+        axis.plot(ends["step"], ends["development_loss"], "o-", color=_RED, markersize=4, label="development")
+    epochs = frame["epoch"].nunique()
+    axis.set(xlabel=f"optimiser step ({epochs} epoch{'s' if epochs > 1 else ''})", ylabel="mean loss")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    if path is not None:
+        save(figure, path)
+    return figure
 
 
 def check_format(path: Path) -> None:
@@ -144,30 +203,44 @@ def check_format(path: Path) -> None:
         TaskError: It does not.
     """
     if path.suffix.lstrip(".").lower() not in FORMATS:
-        raise TaskError(f"{path}: a plot ends in .{' or .'.join(FORMATS)}")
+        raise TaskError(f"{path}: the name of a plot ends in .{' or .'.join(FORMATS)}")
 
 
-def _fraction(rows: pd.DataFrame) -> bool:
-    """Whether a metric is a fraction of documents, which is told in points."""
-    metric = str(rows["metric"].iloc[0])
-    return metric.startswith(("acc", "exact_match")) or bool(rows["gained"].notna().all())
+def _check(rows: pd.DataFrame, path: Path | None) -> None:
+    if path is not None:
+        check_format(path)
+    if rows.empty:
+        raise TaskError(f"{path or 'plot'}: there is no row to draw")
+
+
+def _scale(rows: pd.DataFrame) -> int:
+    """100 where the rows' metric is a fraction, whose changes are shown in points."""
+    return 100 if all(is_fraction(row) for row in to_rows(rows[["metric", "gained"]])) else 1
 
 
 def backend() -> Any:
-    """Matplotlib's pyplot, drawing without a screen."""
-    import matplotlib
-
+    """Matplotlib's pyplot, drawing without a screen: for scripts, not for a caller's notebook."""
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "aft_harness"  # the same picture is the same file
     from matplotlib import pyplot
 
     return pyplot
 
 
-def save(figure: Any, path: Path) -> None:
-    """Writes a figure atomically, in the format of the file's suffix, and closes it."""
-    form = path.suffix.lstrip(".").lower()
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure atomically, in the format of the file's suffix, and closes it.
+
+    Raises:
+        FileError: The file cannot be written.
+    """
+    from matplotlib import pyplot
+
+    drawn = _bytes(figure, path.suffix.lstrip(".").lower())
+    pyplot.close(figure)
+    write_atomically(path, drawn)
+
+
+def _bytes(figure: Figure, form: str) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=form, dpi=150, metadata={"Software": None} if form == "png" else {"Date": None})
-    backend().close(figure)
-    write_atomically(path, drawn.getvalue())
+    with matplotlib.rc_context({"svg.hashsalt": "aft_harness"}):  # the same picture is the same file
+        figure.savefig(drawn, format=form, dpi=150, metadata={"Software": None} if form == "png" else {"Date": None})
+    return drawn.getvalue()

@@ -74,8 +74,17 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
     else:
         p_value = sign_flip(differences)
     low, high = paired_interval(differences)
-    least = min_detectable(differences)
-    return Paired(len(before), float(before.mean()), float(after.mean()), gained, lost, p_value, low, high, least)
+    return Paired(
+        n=len(before),
+        baseline=float(before.mean()),
+        steered=float(after.mean()),
+        gained=gained,
+        lost=lost,
+        p_value=p_value,
+        ci_low=low,
+        ci_high=high,
+        min_detectable=min_detectable(differences),
+    )
 
 
 def exact_mcnemar(gained: int, lost: int) -> float:
@@ -101,16 +110,16 @@ def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0)
     values = values[values != 0]  # their sign changes nothing
     if len(values) < 2:
         return 1.0  # one document may as well have changed the other way
-    found = permutation_test(
+    test = permutation_test(
         (values, np.zeros_like(values)),
-        lambda one, other, axis: np.sum(one - other, axis=axis),
+        lambda left, right, axis: np.sum(left - right, axis=axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=2**_EXACT_PAIRS if len(values) <= _EXACT_PAIRS else RESAMPLES,
         batch=1000,
         rng=np.random.default_rng(seed),
     )
-    return min(1.0, float(found.pvalue))
+    return min(1.0, float(test.pvalue))
 
 
 def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: int = 0) -> tuple[float, float]:

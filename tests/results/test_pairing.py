@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aft_harness.errors import TaskError
-from aft_harness.results.pairing import compare_samples, read_samples, select
+from aft_harness.errors import FileError, TaskError
+from aft_harness.results.pairing import compare_samples, compared, mean_samples, read_lines, read_samples, select
+from aft_harness.slices import Slice
 
 
 def write(folder: Path, name: str, outcomes: list[int], **changes: object) -> None:
@@ -56,8 +57,64 @@ def test_runs_that_are_no_pair_are_refused(tmp_path: Path) -> None:
 def test_documents_are_selected_by_a_slice(tmp_path: Path) -> None:
     write(tmp_path / "a", "samples_x_2026-01-01.jsonl", [0, 0, 1, 1, 0])
     samples = read_samples(tmp_path / "a", "x")
-    assert [key[1] for key in select(samples, "1:3")] == [1, 2]
-    assert len(select(samples, "3:")) == 2 and len(select(samples, ":1")) == 1 and select(samples, None) == samples
-    for wrong in ("3", "a:b", "7:9", "-1:2"):
-        with pytest.raises(TaskError, match="--docs"):
-            select(samples, wrong)
+    assert [key[1] for key in select(samples, Slice(1, 3))] == [1, 2]
+    assert len(select(samples, Slice(3))) == 2 and len(select(samples, Slice(0, 1))) == 1
+    assert select(samples, None) == samples
+    with pytest.raises(TaskError, match="documents 7:9: none of the 5 documents with samples lies there"):
+        select(samples, Slice(7, 9))
+
+
+def test_another_task_may_be_called_like_a_year(tmp_path: Path) -> None:
+    write(tmp_path, "samples_arc_2026-01-01T00-00-00.jsonl", [0])
+    write(tmp_path, "samples_arc_2030_2026-01-01T00-00-00.jsonl", [1])
+    assert [line["acc"] for line in read_samples(tmp_path, "arc").values()] == [0]
+    assert [line["acc"] for line in read_samples(tmp_path, "arc_2030").values()] == [1]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = "a\u2028b\u2029c\u0085d"
+    sample = {"doc_id": 0, "doc_hash": "d", "prompt_hash": "p", "target_hash": text, "filter": "none"}
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(json.dumps(sample, ensure_ascii=False).encode() + b"\r\n\n")
+    assert read_lines(path) == [sample]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (b'{"doc_id": 1', r"line 2 is not JSON \(.*\); run lm_eval again"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        (b"[1]", "line 2 is not a sample of lm_eval: it lacks doc_id"),
+        (b'{"doc_id": 1}', "line 2 is not a sample of lm_eval: it lacks doc_hash"),
+        (b'{"doc_id": [1]}', "line 2 is not a sample of lm_eval: it lacks doc_id"),
+        (b"\xff", "is not a samples file of lm_eval"),
+    ],
+)
+def test_a_malformed_file_is_one_line_that_names_it(tmp_path: Path, second: bytes, message: str) -> None:
+    write(tmp_path, "samples_x_2026-01-01.jsonl", [0])
+    with (tmp_path / "samples_x_2026-01-01.jsonl").open("ab") as file:
+        file.write(second)
+    with pytest.raises(TaskError, match=rf"^\S*samples_x_2026-01-01\.jsonl: {message}[^\n]*$"):
+        read_samples(tmp_path, "x")
+
+
+def test_what_cannot_be_read_or_chosen_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"nowhere\.jsonl: cannot be read"):
+        read_lines(tmp_path / "nowhere.jsonl")
+    write(tmp_path, "samples_x_2026-01-01.jsonl", [0])
+    with pytest.raises(TaskError, match="has no filter strict; it has none"):
+        read_samples(tmp_path, "x", "strict")
+    write(tmp_path, "samples_x_2026-01-02.jsonl", [])
+    with pytest.raises(TaskError, match=r"samples_x_2026-01-02\.jsonl: is empty"):
+        read_samples(tmp_path, "x")
+
+
+def test_samples_without_metrics_or_documents_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "samples_x_2026-01-01.jsonl", [0])
+    lines = read_lines(tmp_path / "samples_x_2026-01-01.jsonl")
+    with pytest.raises(TaskError, match="do not list their metrics"):
+        list(compared(lines, lines))
+    with pytest.raises(TaskError, match="do not list their metrics"):
+        mean_samples([lines, lines])
+    with pytest.raises(TaskError, match="no documents"):
+        compare_samples({}, {}, "acc")

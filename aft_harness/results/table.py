@@ -1,0 +1,260 @@
+"""The one schema of tables of paired results, and how they are written, read and shown.
+
+Knows columns and cells. Knows nothing of how a row was computed, nor which rows a file should hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aft_harness.errors import FileError, ParseError, TaskError
+from aft_harness.files import write_atomically
+from aft_harness.results.statistics import Paired
+
+COLUMNS = (
+    *("model", "revision", "architecture", "parameters", "booster", "booster_sha256", "method", "objective"),
+    *("trained_on", "trained_n", "layers", "strength", "booster_parameters", "task", "task_version", "num_fewshot"),
+    *("metric", "filter", "n", "baseline", "steered", "delta", "ci_low", "ci_high", "gained", "lost", "p_value"),
+    *("p_holm", "min_detectable", "transfer", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
+)
+"""Of every table, in this order; one row a model x booster x strength x task x metric x seed.
+
+`p_holm` is empty in rows outside the family that is corrected: metrics that are not the task's first, strengths other
+than 1, and single seeds where a row pools them."""
+
+DEVELOPMENT = ("development_n", "development_accuracy", "development_loss", "development_measure", "chosen")
+"""Further columns of a sweep: how the variant did on development documents, and whether that chose it (0 or 1)."""
+
+TEXT = (
+    *("model", "revision", "architecture", "booster", "booster_sha256", "method", "objective", "trained_on", "layers"),
+    *("task", "task_version", "metric", "filter", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
+    "development_measure",
+)
+COUNTS = (
+    *("parameters", "trained_n", "booster_parameters", "num_fewshot", "n", "gained", "lost", "transfer"),
+    *("development_n", "chosen"),
+)
+NUMBERS = tuple(column for column in (*COLUMNS, *DEVELOPMENT) if column not in (*TEXT, *COUNTS))
+
+POOLED = "pooled"
+"""The seed of a row that compares each document's mean over several seeds."""
+
+SIGNIFICANT = 0.05
+"""Level of the family-wise error rate at which a corrected p-value is marked."""
+
+FORMS = ("table", "md", "csv", "json")
+
+_FORMULA = re.compile(r"'*[=+\-@]")
+_ESCAPED = re.compile(r"''*[=+\-@]")
+
+
+def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table of the schema: text, nullable integers and floats; the columns of a sweep where a row has them.
+
+    Characters that could break a line or drive a terminal become spaces in text.
+
+    Raises:
+        TaskError: A value that its column cannot hold.
+    """
+    rows = list(rows)
+    further = DEVELOPMENT if any(column in row for row in rows for column in DEVELOPMENT) else ()
+    frame = pd.DataFrame({column: [row.get(column) for row in rows] for column in (*COLUMNS, *further)}, dtype=object)
+    return _typed(frame)
+
+
+def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain values; None where a value is missing."""
+    return [
+        {str(column): None if pd.isna(value) else value for column, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def to_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a table as a CSV file, atomically; numbers keep every digit.
+
+    Raises:
+        FileError: The folder does not exist or cannot be written.
+    """
+    write_atomically(path, _csv(frame).encode())
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A CSV file of the schema as a table, as `to_frame` makes it.
+
+    Raises:
+        FileError: It cannot be read.
+        TaskError: It is no such table.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise TaskError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
+    if missing := [column for column in COLUMNS if column not in frame]:
+        raise TaskError(f"{path}: is no leaderboard: it lacks the column {missing[0]}")
+    frame = frame[[column for column in (*COLUMNS, *DEVELOPMENT) if column in frame]].astype(object)
+    for column in _text_columns(frame):
+        frame[column] = [cell[1:] if _ESCAPED.match(cell) else cell for cell in frame[column]]
+    try:
+        return _typed(frame)
+    except TaskError as error:
+        raise TaskError(f"{path}: {error}") from None
+
+
+def render(frame: pd.DataFrame, form: str = "table") -> str:
+    """A table as text that ends without a line break.
+
+    Args:
+        frame: Of the schema.
+        form: `table`, aligned for a terminal, without model, strength and seed where all rows have the same; `md`, the
+            same cells as Markdown; `csv` and `json`, all columns with every digit.
+
+    Raises:
+        ParseError: Another form.
+    """
+    if form == "csv":
+        return _csv(frame).removesuffix("\n")
+    if form == "json":
+        rows = [{column: _finite(value) for column, value in row.items()} for row in to_rows(frame)]
+        return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
+    if form not in FORMS:
+        raise ParseError(f"{form!r} is no form of a table; expected one of {', '.join(FORMS)}")
+    cells = [_cells(row) for row in to_rows(frame)]
+    columns = list(_cells(dict.fromkeys(frame.columns)))
+    if form == "md":
+        lines = [[row[column].replace("\\", "\\\\").replace("|", "\\|") for column in columns] for row in cells]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))
+    shown = [name for name in columns if name not in _CONTEXT or len({row[name] for row in cells}) > 1]
+    return _aligned([shown, *([row[name] for name in shown] for row in cells)], [name in _LEFT for name in shown])
+
+
+def sentence(paired: Paired) -> str:
+    """A paired result in one line: n, both means, the change with its interval, and the test."""
+    fraction = paired.gained is not None
+    test = f"gained {paired.gained}, lost {paired.lost}, exact McNemar" if fraction else "sign-flip"
+    return (
+        f"n = {paired.n}, {_mean(paired.baseline, fraction)} -> {_mean(paired.steered, fraction)}, "
+        f"{_change(paired.delta, paired.ci_low, paired.ci_high, fraction)}, {test} p = {paired.p_value:.2g}"
+    )
+
+
+def is_fraction(row: Mapping[str, Any]) -> bool:
+    """Whether a row's metric is a fraction of documents, which is shown as a percentage, and its change in points."""
+    return str(row["metric"]).startswith(("acc", "exact_match")) or not pd.isna(row["gained"])
+
+
+_CONTEXT = ("model", "strength", "seed")
+"""Columns that say nothing in a terminal where all rows agree."""
+
+_LEFT = ("model", "booster", "task", "metric", "measure", "chosen")
+"""Columns of text; others are aligned to the right."""
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader sees of a row, by heading; all empty for a row of None."""
+    fraction = row["metric"] is not None and is_fraction(row)
+    filter_name = "" if row["filter"] in (None, "", "none") else f",{row['filter']}"
+    star = " *" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
+    ends = (row["delta"], row["ci_low"], row["ci_high"])
+    cells = {
+        "model": _text(row["model"]),
+        "booster": _text(row["booster"]),
+        "strength": _number(row["strength"], "g"),
+        "seed": _text(row["seed"]),
+    }
+    if "chosen" in row:
+        cells |= {
+            "development n": _number(row["development_n"], "d"),
+            "accuracy": _number(row["development_accuracy"], ".1%"),
+            "loss": _number(row["development_loss"], ".4f"),
+            "measure": _text(row["development_measure"]),
+            "chosen": "yes" if row["chosen"] else "",
+        }
+    return cells | {
+        "task": _text(row["task"]),
+        "metric": _text(row["metric"]) + _text(filter_name),
+        "n": _number(row["n"], "d"),
+        "baseline": _mean(row["baseline"], fraction),
+        "steered": _mean(row["steered"], fraction),
+        "change [95% interval]": "" if None in ends else _change(*ends, fraction) + star,
+        "p": _number(row["p_value"], ".2g"),
+        "p (Holm)": _number(row["p_holm"], ".2g"),
+    }
+
+
+def _mean(value: float | None, fraction: bool) -> str:
+    return _number(value, ".1%" if fraction else ".4g")
+
+
+def _change(delta: float, low: float, high: float, fraction: bool) -> str:
+    if fraction:
+        return f"{100 * delta:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{delta:+.4g} [{low:+.4g}, {high:+.4g}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _text(value: object) -> str:
+    """A value from outside as text of one line that no terminal takes for a command."""
+    if value is None or value is pd.NA or value != value:
+        return ""
+    return "".join(character if character.isprintable() else " " for character in str(value)).strip()
+
+
+def _finite(value: Any) -> Any:
+    """The value for JSON, which has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text_columns(frame: pd.DataFrame) -> list[str]:
+    return [column for column in frame.columns if column in TEXT]
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column of its type."""
+    columns: dict[str, Any] = {}
+    for column in frame.columns:
+        if column in TEXT:
+            columns[column] = pd.Series([_text(cell) for cell in frame[column]], dtype=object)
+            continue
+        try:
+            # By way of Python's float, which reads back the very number that was written.
+            numbers = [math.nan if pd.isna(cell) or cell == "" else float(cell) for cell in frame[column]]
+            columns[column] = pd.Series(numbers, dtype="float64")
+            if column in COUNTS:
+                columns[column] = columns[column].astype("Int64")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TaskError(f"column {column}: {error}") from None
+    return pd.DataFrame(columns)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """The table as CSV text, in which a spreadsheet takes no cell of text for a formula; `read` undoes that."""
+    escaped = {
+        column: [f"'{cell}" if _FORMULA.match(cell) else cell for cell in map(_text, frame[column])]
+        for column in _text_columns(frame)
+    }
+    return frame.assign(**escaped).to_csv(index=False, lineterminator="\n")
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """Lines of cells in columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    )
