@@ -288,5 +288,5 @@ def _variants(boosters: Boosters) -> list[Variant]:
     """Boosters as variants under names that differ."""
     if isinstance(boosters, Mapping):
         return [replace(references.load(spec), name=str(name)) for name, spec in boosters.items()]
-    listed = boosters if isinstance(boosters, list | tuple) else [boosters]
+    listed: list[Any] = list(boosters) if isinstance(boosters, list | tuple) else [boosters]
     return distinct([spec if isinstance(spec, Variant) else references.load(spec) for spec in listed])

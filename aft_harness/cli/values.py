@@ -17,7 +17,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType[Any]):
     """A value that a function of the library reads."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

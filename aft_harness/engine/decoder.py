@@ -63,17 +63,6 @@ def hidden_size(model: nn.Module) -> int:
     return int(text_config(model).hidden_size)
 
 
-def check_layer(layer: int, count: int) -> int:
-    """Returns `layer` when it is an index of one of `count` decoder layers.
-
-    Raises:
-        ModelError: It is negative or too large.
-    """
-    if not 0 <= layer < count:
-        raise ModelError(f"layer {layer} is out of range: the model has layers 0 to {count - 1}")
-    return layer
-
-
 @torch.no_grad()
 def check_causal(model: nn.Module) -> None:
     """Checks by running it that `model` predicts tokens from earlier tokens only.

@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.booster import PROVIDED, Booster
 from aft_harness.boosters.injections import Injection
 from aft_harness.engine.decoder import decoder_layers, hidden_size
 from aft_harness.errors import BoosterError, ModelError
@@ -135,3 +135,6 @@ def recorded(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
         yield outputs
     finally:
         handle.remove()
+
+
+PROVIDED["applied_to"] = lambda booster, model, strength: Steering(model, booster, strength)

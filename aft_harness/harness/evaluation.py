@@ -159,7 +159,7 @@ def _built_once(task: Any) -> Iterator[None]:
         for instance in task.instances:
             instance.resps, instance.filtered_resps = [], {}  # new ones: the samples of the variant before hold theirs
 
-    replaced = {"build_all_requests": build_once}
+    replaced: dict[str, Callable[..., Any]] = {"build_all_requests": build_once}
     replaced["test_docs" if task.has_test_docs() else "validation_docs"] = lambda: docs
     try:
         vars(task).update(replaced)

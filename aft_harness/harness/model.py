@@ -26,7 +26,7 @@ from aft_harness.boosters import references
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import BASELINE, Variant, VariantRecord
 from aft_harness.engine.decoder import check_causal, decoder_layers
-from aft_harness.engine.generation import TextsDone
+from aft_harness.engine.generation import PerTextStoppingCriteria
 from aft_harness.engine.identity import identify
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
@@ -236,13 +236,13 @@ class SteeredHFLM(HFLM):
             return super()._model_call(*args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-        """As `hf`, but a text ends where its own end has come, see `TextsDone`."""
+        """As `hf`, but a text ends where its own end has come, see `PerTextStoppingCriteria`."""
         # The rule of lm-eval: a temperature of 0 is greedy, and then transformers wants none.
         if settings.setdefault("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True:
             settings["do_sample"] = False
             del settings["temperature"]
-        done = TextsDone(self.tokenizer, self.tok_decode, stop, context.shape[1])
-        generate: Callable[..., Tensor] = self.model.generate  # type: ignore[assignment, union-attr]
+        done = PerTextStoppingCriteria(self.tokenizer, self.tok_decode, stop, context.shape[1])
+        generate: Callable[..., Tensor] = self.model.generate
         with self._steering or nullcontext(), self._autocast():
             return generate(
                 input_ids=context,

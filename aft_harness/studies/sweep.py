@@ -23,7 +23,7 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks, evaluated_documents
-from aft_harness.progress import OnProgress, OnTraining, TrainingProgress, ignore
+from aft_harness.progress import OnProgress, TrainingProgress, ignore
 from aft_harness.results import plots, table
 from aft_harness.results.runs import rows
 from aft_harness.slices import ALL, Slice
@@ -295,7 +295,10 @@ def best_layer(
         raise TrainingError("layers are chosen on development documents; set some aside")
     tried: dict[int, TrainingResult] = {}
     for done, layer in enumerate(candidates):
-        report: OnTraining = lambda progress, done=done: on_training(done, len(candidates), progress)  # noqa: E731
+
+        def report(progress: TrainingProgress, done: int = done) -> None:
+            on_training(done, len(candidates), progress)
+
         tried[layer] = training.train(
             lm,
             tasks,

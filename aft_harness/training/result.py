@@ -68,7 +68,7 @@ class TrainingResult:
 
 def loss_table(steps: list[tuple[float, ...]], development: list[Score | None]) -> pd.DataFrame:
     """The `losses` of a result, from each epoch's step losses and its development score."""
-    rows = []
+    rows: list[dict[str, float]] = []
     for epoch, (losses, score) in enumerate(zip(steps, development, strict=True), start=1):
         for place, loss in enumerate(losses, start=1):
             last = score.loss if score and place == len(losses) else math.nan

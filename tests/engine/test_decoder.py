@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from aft_harness.engine.decoder import check_causal, check_layer, decoder_layers
+from aft_harness.engine.decoder import check_causal, decoder_layers
 from aft_harness.errors import ModelError
 
 
@@ -35,13 +35,6 @@ def test_ambiguous_layers_are_an_error_that_names_the_override(tiny_model: Any) 
         decoder_layers(model)
     with pytest.raises(ModelError, match="layers_path"):
         decoder_layers(nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("layer", [-1, 4])
-def test_check_layer(layer: int) -> None:
-    assert check_layer(3, 4) == 3
-    with pytest.raises(ModelError, match=f"layer {layer} is out of range: the model has layers 0 to 3"):
-        check_layer(layer, 4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
