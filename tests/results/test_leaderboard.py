@@ -29,7 +29,12 @@ def lines(outcomes: Any, metric: str = "acc", prompt: str = "p") -> list[dict[st
 
 
 def run(samples: dict[str, list[dict[str, Any]]], sha: str = "", seed: int = 0, base: Any = None, **told: Any) -> Run:
-    aft = {"version": "1", "base_model": {**BASE, **(base or {})}, "booster_sha256": sha or None, "device": "cpu"}
+    aft: dict[str, Any] = {
+        "version": "1",
+        "base_model": {**BASE, **(base or {})},
+        "booster_sha256": sha or None,
+        "device": "cpu",
+    }
     if sha:
         made = {"layers": [3, 4], "strength": 1.0, "method": "aft", "objective": "choice", "trained_on": ["a"]}
         aft |= {**made, "trained_n": 9, "seed": seed, "booster_parameters": 64, **told}
