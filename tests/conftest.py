@@ -72,7 +72,7 @@ _SENTENCES = (
 ModelFactory: TypeAlias = Callable[..., PreTrainedModel]
 CheckpointFactory: TypeAlias = Callable[..., Path]
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def make_tiny_model(architecture: str, **config_overrides: Any) -> PreTrainedModel:
