@@ -19,8 +19,8 @@ venv: $(INSTALLED)  ## install everything into .venv
 demo: $(INSTALLED)  ## train a booster on the embedded model and evaluate it: no network, no model hub
 	$(BIN)/aft demo
 
-test: check  ## check, and run the tests
-	$(BIN)/python -m pytest
+test: check  ## check, run the tests and say how much of the package they cover
+	$(BIN)/python -m pytest --cov=aft_harness
 
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check
@@ -35,7 +35,7 @@ bench: $(INSTALLED)  ## measure speed and agreement against stock lm-eval
 	$(BIN)/python scripts/bench.py
 
 clean:  ## remove .venv and everything else that make and the tests leave behind
-	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv installs, so a run that was interrupted is started afresh.

@@ -86,8 +86,8 @@ def same_rows(ours: pd.DataFrame, theirs: pd.DataFrame) -> int:
     """Compares each row of `theirs` with the row of ours that is about the same run, and gives their number."""
     key = ["booster_sha256", "task", "metric", "seed"]
     common = ours.merge(theirs[key], on=key)
-    parts = [frame.drop(columns="p_holm").sort_values(key).reset_index(drop=True) for frame in (common, theirs)]
-    pd.testing.assert_frame_equal(*parts, check_exact=True)
+    left, right = (frame.drop(columns="p_holm").sort_values(key).reset_index(drop=True) for frame in (common, theirs))
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
     return len(theirs)
 
 

@@ -98,6 +98,7 @@ def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float
     from comparison.exams import passages, perplexity
 
     from aft_harness.harness.examples import graded
+    from aft_harness.training.recipe import ChoiceNorm
 
     def score(requests: Sequence[Any]) -> list[float]:
         return [found for found, _ in lm.score_variants(list(requests), [lm.steering_for(booster)])[0]]
@@ -105,7 +106,8 @@ def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float
     sums = iter(score([request for example in examples for request in example.requests]))
     scores = [torch.tensor([next(sums) for _ in example.requests], dtype=torch.float64) for example in examples]
     found: dict[str, float] = {"development_n": len(examples)}
-    for suffix, norm in (("", "none"), ("_norm", "characters")):
+    norms: dict[str, ChoiceNorm] = {"": "none", "_norm": "characters"}
+    for suffix, norm in norms.items():
         own = [graded(example, part, norm) for example, part in zip(examples, scores, strict=True)]
         found[f"acc{suffix}"] = mean(right for _, right in own)
         found[f"loss{suffix}"] = mean(float(loss) for loss, _ in own)

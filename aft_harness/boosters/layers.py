@@ -44,7 +44,8 @@ class Layers:
         if isinstance(value, int):
             value = [value]
         if not isinstance(value, str):
-            if not value or not all(isinstance(index, int) and index >= 0 for index in value) or True in value:
+            indices = [index for index in value if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
+            if not value or len(indices) < len(value):
                 raise _refused(value)
             return cls(ranges(value))
         words = value.strip()

@@ -235,7 +235,7 @@ def directions(package: str, requirement: str) -> Callable[[str, int, Path], Fit
         ]
         start = time.perf_counter()
         found = answers(lm, learned.development, variants)
-        tried = [
+        tried: list[dict[str, Any]] = [
             {
                 "layers": list(layers),
                 "strength": strength,

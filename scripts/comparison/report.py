@@ -93,9 +93,8 @@ def main_table(frame: pd.DataFrame, exam: str) -> str:
         p_value = "" if zero else f"{row['p_value']:.2g}"
         second = other.loc[row["method"]]
         by_other = f"{second['steered']:.1%}" if zero else f"{_points(second['delta'])}, {second['p_value']:.2g}"
-        told = (row["method"], learned, size, seconds, f"{row['seeds']:.0f}", f"{row['steered']:.1%}", change, p_value)
-        told = (*told, by_other)
-        lines.append(f"| {' | '.join(told)} | {row['setting'] or ''} |")
+        cells = [row["method"], learned, size, seconds, f"{row['seeds']:.0f}", f"{row['steered']:.1%}", change, p_value]
+        lines.append(f"| {' | '.join([*cells, by_other])} | {row['setting'] or ''} |")
     return "\n".join(lines)
 
 
@@ -115,7 +114,7 @@ def elsewhere_table(frame: pd.DataFrame) -> str:
             values.append(f"{_points(one[0]['delta'])}{star}" if one else "")
         first = own.iloc[0]
         ratio = "" if pd.isna(first["perplexity"]) else f"{first['perplexity'] / first['perplexity_before'] - 1:+.1%}"
-        lines.append(f"| {method} | {TITLES[learned]} | {' | '.join(values)} | {ratio} |")
+        lines.append(f"| {method} | {TITLES[str(learned)]} | {' | '.join(values)} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -198,6 +197,6 @@ def write(output: Path, page: Path) -> None:
         parts["failed"] = "\n".join(f"- {row['method']}: {row['error']}" for row in failed)
     text = page.read_text(encoding="utf-8")
     for name, table in parts.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        text = pattern.sub(f"{table}\n".replace("\\", r"\\"), text)
     write_atomically(page, text.encode())

@@ -154,7 +154,8 @@ def test_output_folders_are_those_of_lm_eval(checkpoint: str, tmp_path: Path) ->
     base, steered = evaluate(
         lm, [Variant("base"), Variant("a", booster(1), 3.0)], ["toy_choice"], PROMPTING, output=tmp_path
     )
-    from_files = compare_samples(*(read_samples(tmp_path / name, "toy_choice") for name in ("base", "a")), metric="acc")
+    without, with_booster = (read_samples(tmp_path / name, "toy_choice") for name in ("base", "a"))
+    from_files = compare_samples(without, with_booster, metric="acc")
     assert list(paired(base, steered)) == [("toy_choice", "acc", from_files)]
     assert from_files.n == 12 and list((tmp_path / "a").rglob("results_*.json"))
 

@@ -215,9 +215,8 @@ def saved(model: Any, folder: Path, tokenizer: Any) -> str:
 def test_models_that_cannot_be_steered_are_one_clear_line(tmp_path: Path, tiny_tokenizer: Any) -> None:
     sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     bert = BertForMaskedLM(BertConfig(**sizes, intermediate_size=64, initializer_range=0.5))
-    t5 = T5ForConditionalGeneration(
-        T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    )
+    sizes = {"vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, **{"decoder_start_token_id": 0}))
     (tmp_path / "empty").mkdir()
     cases = {
         saved(bert, tmp_path / "bert", tiny_tokenizer): "not a causal language model",

@@ -9,11 +9,121 @@ import pandas as pd
 import pytest
 from synthetic_runs import lines, run
 
+<<<<<<< HEAD
 from aft_harness.errors import FileError, TaskError
 from aft_harness.results.leaderboard import add, corrected, load
 from aft_harness.results.runs import rows
 from aft_harness.results.statistics import exact_mcnemar, holm
 from aft_harness.results.table import COLUMNS, POOLED, render
+=======
+from aft_harness.errors import TaskError
+from aft_harness.results import leaderboard
+from aft_harness.results.leaderboard import COLUMNS, POOLED, Run, add, load, read_runs, rows, shown
+from aft_harness.results.plots import plot_transfer
+from aft_harness.results.statistics import compare, exact_mcnemar, holm
+
+BASE = {"name": "toy", "revision": None, "fingerprint": "f" * 64, "architecture": "ToyForCausalLM"}
+
+
+def lines(outcomes: Any, metric: str = "acc", prompt: str = "p") -> list[dict[str, Any]]:
+    return [
+        {
+            **{"doc_id": place, "doc_hash": f"d{place}", "prompt_hash": f"{prompt}{place}", "target_hash": "t"},
+            **{"filter": "none", "metrics": [metric, "sum"], metric: float(outcome), "sum": [1.0, 2]},
+        }
+        for place, outcome in enumerate(outcomes)
+    ]
+
+
+def run(samples: dict[str, list[dict[str, Any]]], sha: str = "", seed: int = 0, base: Any = None, **told: Any) -> Run:
+    aft: dict[str, Any] = {
+        "version": "1",
+        "base_model": {**BASE, **(base or {})},
+        "booster_sha256": sha or None,
+        "device": "cpu",
+    }
+    if sha:
+        made = {"layers": [3, 4], "strength": 1.0, "method": "aft", "objective": "choice", "trained_on": ["a"]}
+        aft |= {**made, "trained_n": 9, "seed": seed, "booster_parameters": 64, **told}
+    results = {
+        "config": {"aft": aft, "model_num_parameters": 100, "model_dtype": "torch.float32", "model_revision": "main"},
+        "configs": {task: {} for task in samples},
+        "versions": dict.fromkeys(samples, 1.0),
+        "n-shot": dict.fromkeys(samples, 0),
+        "lm_eval_version": "0.4.13",
+        "date": 1700000000.0 + seed,
+        "model_name": "toy",
+    }
+    return Run(results, samples, sha or "baseline")
+
+
+def test_a_row_tells_what_ran_and_what_came_out() -> None:
+    before, after = [0, 0, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1]
+    (row,) = rows([run({"b": lines(before)}), run({"b": lines(after)}, "s" * 64)])
+    assert tuple(row) == COLUMNS
+    assert (row["model"], row["revision"], row["architecture"], row["parameters"]) == (
+        "toy",
+        "f" * 12,
+        "ToyForCausalLM",
+        100,
+    )
+    assert (row["booster"], row["layers"], row["trained_on"], row["seed"]) == ("aft a L3-4", "3-4", "a", "0")
+    assert (row["n"], row["gained"], row["lost"], row["transfer"]) == (6, 4, 1, 1)
+    assert row["p_value"] == exact_mcnemar(4, 1) == row["p_holm"]
+    assert (row["delta"], row["dtype"], row["date"]) == (pytest.approx(0.5), "float32", "2023-11-14")
+    (own,) = rows([run({"a": lines(before)}), run({"a": lines(after)}, "s")])
+    assert own["transfer"] == 0
+
+
+def test_what_is_no_pair_is_refused_and_named() -> None:
+    steered = run({"b": lines([1, 0])}, "s")
+    with pytest.raises(TaskError, match="s: has no baseline of toy on b"):
+        rows([run({"a": lines([1, 0])}), steered])
+    with pytest.raises(TaskError, match="no baseline"):
+        rows([run({"b": lines([1, 0])}, base={"fingerprint": "e" * 64}), steered])
+    with pytest.raises(TaskError, match="s and baseline: b: document 0 has another prompt_hash"):
+        rows([run({"b": lines([1, 0], prompt="q")}), steered])
+    with pytest.raises(TaskError, match="different documents"):
+        rows([run({"b": lines([1, 0, 1])}), steered])
+    # Of several baselines the one on the same documents counts.
+    assert len(rows([run({"b": lines([1, 0, 1])}), run({"b": lines([1, 0])}), run({"b": lines([1])}), steered])) == 1
+
+
+def test_a_stock_baseline_is_known_by_name_and_size() -> None:
+    stock = run({"b": lines([1, 0])})
+    del stock.results["config"]["aft"]
+    steered = run({"b": lines([1, 1])}, "s")
+    assert rows([stock, steered])[0]["delta"] == 0.5
+    stock.results["config"]["model_num_parameters"] = 101  # type: ignore[index]
+    with pytest.raises(TaskError, match="no baseline"):
+        rows([stock, steered])
+
+
+def test_seeds_are_pooled_document_by_document(tmp_path: Path) -> None:
+    before, outcomes = [0, 0, 1, 1, 0, 0, 1], {0: [1, 0, 1, 1, 1, 0, 0], 1: [1, 1, 1, 0, 1, 0, 1]}
+    runs = [run({"b": lines(before)}), *(run({"b": lines(got)}, f"s{seed}", seed) for seed, got in outcomes.items())]
+    found = rows(runs)
+    assert [row["seed"] for row in found] == ["0", "1", POOLED]
+    expected = compare(before, np.mean(list(outcomes.values()), axis=0).tolist(), means=True)
+    pooled = found[-1]
+    assert (pooled["p_value"], pooled["ci_low"], pooled["steered"]) == (
+        expected.p_value,
+        expected.ci_low,
+        pytest.approx(expected.steered),
+    )
+    assert pooled["gained"] is None and pooled["booster_sha256"] not in ("s0", "s1")
+    add(tmp_path / "l.csv", found)
+    table = load(tmp_path / "l.csv")
+    assert table[table["p_holm"].notna()]["seed"].tolist() == [POOLED]  # documents, not runs, are the unit
+    # A third seed takes the place of the pooled row of two.
+    third = rows([*runs, run({"b": lines([1, 1, 1, 1, 1, 1, 1])}, "s2", 2)])
+    assert add(tmp_path / "l.csv", third) == (1, 1)
+    table = load(tmp_path / "l.csv")
+    assert sorted(table["seed"]) == ["0", "1", "2", POOLED]
+    # Other strengths are other boosters.
+    apart = rows([runs[0], runs[1], run({"b": lines(outcomes[1])}, "s1", 1, strength=0.5)])
+    assert POOLED not in [row["seed"] for row in apart]
+>>>>>>> tooling
 
 
 def test_adding_twice_adds_nothing_and_other_numbers_replace(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 from aft_harness.boosters.booster import Booster
 from aft_harness.cli import main
 from aft_harness.errors import TaskError
+from aft_harness.harness import evaluation
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.results import leaderboard
@@ -69,7 +70,7 @@ def test_a_study_makes_a_leaderboard_and_is_never_done_twice(
     assert transfers == {"toy_choice": 1, "toy_choice+toy_text": 0}
     assert all(path.stat().st_size > 500 for path in files) and len(list((tmp_path / "work/boosters").iterdir())) == 4
     before = {path: path.read_bytes() for path in [tmp_path / "work.csv", *files]}
-    for module, name in ((training, "train"), (transfer.evaluation, "evaluate")):
+    for module, name in ((training, "train"), (evaluation, "evaluate")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("done twice"))
     again = run(plan, tmp_path / "work", *asked)
     assert again.exit_code == 0, again.stderr

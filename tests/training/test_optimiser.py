@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_a_massive_first_token_does_not_set_the_scale() -> None:
 
 
 def test_rates_count_in_the_size_of_each_layer_and_are_shared_by_the_layers() -> None:
-    injections = {2: StaticInjection.fresh(4), 5: ContextualInjection.fresh(4, rank=2, seed=0)}
+    injections: dict[int, Any] = {2: StaticInjection.fresh(4), 5: ContextualInjection.fresh(4, rank=2, seed=0)}
     groups = adam(injections, 0.1, {2: 3.0, 5: 7.0}).param_groups
     rates = {id(group["params"][0]): group["lr"] for group in groups}
     assert rates[id(injections[2].vector)] == pytest.approx(0.1 * 3 / 2)

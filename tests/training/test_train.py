@@ -76,7 +76,7 @@ def example_key(task: TaskExamples, request: scoring.Request) -> int:
 def plain_training(model: Any, task: TaskExamples, settings: Settings, objective: str) -> tuple[dict, list, list]:
     """Adam on vectors added to layer outputs, one example at a time: gradients of the first step, losses, vectors."""
     assert settings.layers is not None
-    vectors = {layer: torch.zeros(32, dtype=model.dtype, requires_grad=True) for layer in settings.layers}
+    vectors = {int(layer): torch.zeros(32, dtype=model.dtype, requires_grad=True) for layer in settings.layers}
 
     def hook(layer: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:

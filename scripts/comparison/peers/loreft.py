@@ -116,8 +116,9 @@ def main():
         print(tried[-1], flush=True)
         if best is None or measured["development_accuracy"] > best[1]["development_accuracy"]:
             best = (reft, measured, parameters)
+    assert best is not None
     reft, measured, parameters = best
-    results = {}
+    results: dict[str, list[float]] = {}
     with torch.no_grad():
         for name, requests in told["exams"].items():
             results[name] = []
