@@ -44,8 +44,8 @@ class Layers:
         if isinstance(value, int):
             value = [value]
         if not isinstance(value, str):
-            indices = [index for index in value if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
-            if not value or len(indices) < len(value):
+            whole = all(isinstance(index, int) and not isinstance(index, bool) for index in value)
+            if not value or not whole or min(value) < 0:
                 raise _refused(value)
             return cls(ranges(value))
         words = value.strip()
