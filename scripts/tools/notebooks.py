@@ -29,7 +29,8 @@ def executed(path: Path) -> NotebookNode:
         path: The notebook, which is not changed.
     """
     notebook = nbformat.read(path, as_version=4)
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    # Warnings too: tqdm's, say, that there is no widget for its bars.
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as work:
         before = dict(os.environ)
         os.environ.update({**quiet, "LMEVAL_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"})
