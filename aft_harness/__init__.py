@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AftError": "errors",
-    "Booster": "boosters.booster",
+    "Booster": "engine.steering",  # which gives boosters their `applied_to`
     "EvaluationResult": "api",
     "PromptFormat": "harness.selection",
     "Settings": "training.recipe",

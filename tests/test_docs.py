@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_page_of_commands_is_what_the_commands_say() -> None:
-    page = runpy.run_path(str(ROOT / "scripts" / "cli_docs.py"))["render"]()
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page
+def test_generated_pages_are_what_the_code_says() -> None:
+    pages = runpy.run_path(str(ROOT / "scripts" / "tools" / "docs.py"))["PAGES"]
+    assert {page.name for page in pages} >= {"cli.md", "api.md"}
+    for page, render in pages.items():
+        assert page.read_text(encoding="utf-8") == render(), f"{page.name} is out of date"
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -27,6 +27,28 @@ LETTER_TASK = re.compile(r"aft_\w+_letter")
 """Names of the tasks whose answers are letters."""
 
 
+def cache_identity(model: ModelIdentity, dtype: str, variant: Variant, settings: Mapping[str, str]) -> str:
+    """Everything but the request that an answer depends on, as JSON.
+
+    Args:
+        model: Which model answers.
+        dtype: Of its weights.
+        variant: How it is steered.
+        settings: What else its answers depend on, by name.
+    """
+    return json.dumps(
+        {
+            "model": model.fingerprint,
+            "name": model.name,
+            "dtype": dtype,
+            "booster": variant.booster.sha256 if variant.booster else None,
+            "strength": variant.strength if variant.booster else None,
+            "settings": dict(settings),
+        },
+        sort_keys=True,
+    )
+
+
 def guard_cache(database: Any, identity: str) -> None:
     """Accepts a `--use_cache` database only if the very model and booster of `identity` wrote it.
 
@@ -34,7 +56,7 @@ def guard_cache(database: Any, identity: str) -> None:
 
     Args:
         database: lm-eval's `dbdict`; None without a cache.
-        identity: From `SteeredHFLM.cache_identity`.
+        identity: From `cache_identity`.
 
     Raises:
         CacheError: Another model or booster wrote the database.

@@ -7,7 +7,6 @@ Knows what lm-eval's `HFLM` calls and expects. What a booster is and how it is a
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -35,6 +34,19 @@ from aft_harness.harness import guards
 from aft_harness.harness.loading import load_as_hf, shown
 
 logger = logging.getLogger(__name__)
+
+_ANSWERS_DEPEND_ON = (
+    "add_bos_token",
+    "delta",
+    "layers_path",
+    "max_length",
+    "mixed_precision_dtype",
+    "peft",
+    "prefix_token_id",
+    "softmax_dtype",
+    "think_end_token",
+)
+"""Attributes that a response cache must have been written under."""
 
 
 class SteeredHFLM(HFLM):
@@ -279,31 +291,8 @@ class SteeredHFLM(HFLM):
 
     def cache_identity(self, variant: Variant) -> str:
         """Everything but the request that an answer under `variant` depends on, as JSON."""
-        settings = {
-            name: str(getattr(self, name, None))
-            for name in (
-                "add_bos_token",
-                "delta",
-                "layers_path",
-                "max_length",
-                "mixed_precision_dtype",
-                "peft",
-                "prefix_token_id",
-                "softmax_dtype",
-                "think_end_token",
-            )
-        }
-        return json.dumps(
-            {
-                "model": self.base_model.fingerprint,
-                "name": self.base_model.name,
-                "dtype": str(self.model.dtype),
-                "booster": variant.booster.sha256 if variant.booster else None,
-                "strength": variant.strength if variant.booster else None,
-                "settings": settings,
-            },
-            sort_keys=True,
-        )
+        settings = {name: str(getattr(self, name, None)) for name in _ANSWERS_DEPEND_ON}
+        return guards.cache_identity(self.base_model, str(self.model.dtype), variant, settings)
 
 
 def _switch(name: str, value: bool | str) -> bool:

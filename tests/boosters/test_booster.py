@@ -2,62 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from booster_cases import SPEC, made
 
-from aft_harness.boosters import booster as booster_module
-from aft_harness.boosters.booster import Booster, mix, sidecar
-from aft_harness.boosters.documents import recorded_hashes, unlisted
+from aft_harness.boosters import references
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.mixing import mix
 from aft_harness.errors import AftError, BoosterError
-
-SPEC = {"kind": "static", "activation": "none", "input_norm": "none", "positions": "all"}
-
-
-def made(*layers: int, hidden: int = 8, seed: int = 0, **provenance: Any) -> Booster:
-    generator = torch.Generator().manual_seed(seed)
-    return Booster.static({layer: torch.randn(hidden, generator=generator) for layer in layers or (2,)}, provenance)
-
-
-def written(path: Path, tensors: dict[str, torch.Tensor], header: Any) -> Path:
-    save_file(
-        {name: tensor.clone() for name, tensor in tensors.items()},
-        path,
-        metadata={"aft": header if isinstance(header, str) else json.dumps(header)},
-    )
-    return path
-
-
-def header(**changes: Any) -> dict[str, Any]:
-    return {"format_version": 1, "injections": {"2": SPEC}, "provenance": {}, **changes}
-
-
-def test_save_and_load_keep_everything(tmp_path: Path) -> None:
-    booster = made(3, 1, method="aft", tasks=[{"task": "arc_easy"}])
-    booster.save(tmp_path / "a.safetensors")
-    loaded = Booster.load(tmp_path / "a.safetensors")
-    assert loaded.layers == (1, 3)
-    assert loaded.provenance == booster.provenance
-    assert loaded.sha256 == booster.sha256
-    for name, tensor in booster.tensors.items():
-        assert torch.equal(loaded.tensors[name], tensor)
-
-
-def test_the_file_is_plain_safetensors_with_the_documented_names(tmp_path: Path) -> None:
-    made(7).save(tmp_path / "a.safetensors")
-    tensors = load_file(tmp_path / "a.safetensors")
-    assert {name: tensor.dtype for name, tensor in tensors.items()} == {"layers.7.vector": torch.float32}
-
-
-def test_equal_boosters_are_equal_files(tmp_path: Path) -> None:
-    for name in "abcdef":
-        made(1, 2, method="aft", seed=1).save(tmp_path / name)
-    assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
 
 
 def test_identity_follows_its_definition() -> None:
@@ -81,161 +36,10 @@ def test_a_booster_does_not_share_memory_with_what_it_was_made_of() -> None:
     assert booster.tensors["layers.0.vector"].sum() == 4
 
 
-def test_saving_leaves_the_old_file_whole_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.safetensors"
-    made(1).save(path)
-    before = path.read_bytes()
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(BoosterError, match="cannot be written"):
-        made(2).save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.safetensors"]
-
-
-def test_saving_into_no_folder_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(BoosterError, match=r"nowhere.*cannot be written"):
-        made(1).save(tmp_path / "nowhere" / "a.safetensors")
-
-
-def test_many_documents_go_into_a_sidecar_and_come_back(tmp_path: Path) -> None:
-    hashes = [f"{number:016x}" for number in range(2001)]
-    path = tmp_path / "a.safetensors"
-    made(1, documents={"count": 2001, "hashes": hashes}).save(path)
-    assert path.stat().st_size < 2000
-    assert sidecar(path).read_text().split() == hashes
-    assert Booster.load(path).provenance["documents"]["hashes"] == hashes
-    sidecar(path).unlink()
-    assert Booster.load(path).provenance["documents"] == {"count": 2001, "sidecar": True}
-
-
-def bad_files() -> dict[str, tuple[Any, str]]:
-    vector = torch.ones(8)
-    nan = torch.tensor([1.0, float("nan")])
-
-    def pickled(path: Path) -> None:
-        path.write_bytes(pickle.dumps({"layers.2.vector": [1.0]}))
-
-    def torch_pickled(path: Path) -> None:
-        torch.save({"layers.2.vector": vector}, path)
-
-    def tensors(named: dict[str, torch.Tensor], head: Any = None) -> Any:
-        return lambda path: written(path, named, header() if head is None else head)
-
-    return {
-        "missing": (lambda path: None, "no such booster file"),
-        "empty": (lambda path: path.write_bytes(b""), "not a safetensors file"),
-        "pickle": (pickled, "never pickles"),
-        "torch pickle": (torch_pickled, "never pickles"),
-        "text": (lambda path: path.write_text("hello " * 100), "not a safetensors file"),
-        "folder": (lambda path: path.mkdir(), "is not a file"),
-        "other safetensors": (lambda path: save_file({"x": vector}, path), "not a booster"),
-        "no json": (tensors({"layers.2.vector": vector}, "{"), "not JSON"),
-        "no object": (tensors({"layers.2.vector": vector}, "[]"), "not a JSON object"),
-        "version": (tensors({"layers.2.vector": vector}, header(format_version=9)), "format version 9"),
-        "no injections": (tensors({"layers.2.vector": vector}, {"format_version": 1, "provenance": {}}), "injections"),
-        "no layers": (tensors({"layers.2.vector": vector}, header(injections={})), "unknown tensors"),
-        "unknown kind": (
-            tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "kind": "magic"}})),
-            "kind 'magic'",
-        ),
-        "kind of another type": (
-            tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "kind": ["static"]}})),
-            "kind ['static']",
-        ),
-        "unknown positions": (
-            tensors({"layers.2.vector": vector}, header(injections={"2": {**SPEC, "positions": "last"}})),
-            "positions",
-        ),
-        "negative layer": (
-            tensors({"layers.-1.vector": vector}, header(injections={"-1": SPEC})),
-            "layer '-1' is out of range",
-        ),
-        "unknown tensor": (tensors({"layers.2.vector": vector, "layers.3.vector": vector}), "unknown tensors"),
-        "missing tensor": (tensors({"layers.3.vector": vector}), "layer 2"),
-        "wrong dimensions": (tensors({"layers.2.vector": torch.ones(2, 4)}), "one dimension"),
-        "wrong dtype": (tensors({"layers.2.vector": vector.half()}), "not float32"),
-        "nan": (tensors({"layers.2.vector": nan}), "NaN"),
-        "two sizes": (
-            tensors(
-                {"layers.2.vector": vector, "layers.3.vector": nan.nan_to_num()},
-                header(injections={"2": SPEC, "3": SPEC}),
-            ),
-            "one hidden size",
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", bad_files())
-def test_loading_refuses_with_file_and_reason_in_one_line(name: str, tmp_path: Path) -> None:
-    make, reason = bad_files()[name]
-    path = tmp_path / "bad.safetensors"
-    make(path)
-    with pytest.raises(BoosterError) as caught:
-        Booster.load(path)
-    message = str(caught.value)
-    assert message.startswith(str(path)) and reason in message and "\n" not in message
-
-
-def test_loading_refuses_a_file_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.safetensors"
-    made(1).save(path)
-    monkeypatch.setattr(booster_module, "SIZE_LIMIT", 10)
-    with pytest.raises(BoosterError, match="at most 10"):
-        Booster.load(path)
-
-
 @pytest.mark.parametrize("layers", [{}, {-1: torch.ones(2)}, {True: torch.ones(2)}, {1: torch.tensor([float("inf")])}])
 def test_a_booster_that_no_file_could_hold_cannot_be_made(layers: dict[int, torch.Tensor]) -> None:
     with pytest.raises(BoosterError):
         Booster.static(layers)
-
-
-def test_mixing_adds_layer_by_layer() -> None:
-    one, two = made(1, 2, seed=1), made(2, 5, seed=2)
-    mixed = mix([(one, 1.0), (two, -0.5)])
-    assert mixed.layers == (1, 2, 5)
-    expected = one.tensors["layers.2.vector"] - 0.5 * two.tensors["layers.2.vector"]
-    torch.testing.assert_close(mixed.tensors["layers.2.vector"], expected)
-    torch.testing.assert_close(mixed.tensors["layers.5.vector"], -0.5 * two.tensors["layers.5.vector"])
-
-
-def test_mixing_remembers_parts_and_training_documents() -> None:
-    one = made(1, documents={"hashes": ["aa"]}, tasks=[{"task": "x"}])
-    two = made(1, documents={"hashes": ["bb", "aa"]}, tasks=[{"task": "y"}], seed=3)
-    mixed = mix([(one, 1.0), (two, 2.0)])
-    assert mixed.provenance["documents"]["hashes"] == ["aa", "bb"]
-    assert [task["task"] for task in mixed.provenance["tasks"]] == ["x", "y"]
-    assert [part["strength"] for part in mixed.provenance["parts"]] == [1.0, 2.0]
-
-
-def test_a_mixture_says_what_its_parts_have_lost(tmp_path: Path) -> None:
-    long = Booster.static(
-        {0: torch.ones(4)}, {"documents": {"count": 2001, "hashes": [f"{n:016x}" for n in range(2001)]}}
-    )
-    short = Booster.static({1: torch.ones(4)}, {"documents": {"count": 1, "hashes": ["f" * 16]}})
-    path = tmp_path / "long.safetensors"
-    long.save(path)
-    assert unlisted(mix([(Booster.load(path), 1.0), (short, 1.0)]).provenance) == 0
-    sidecar(path).unlink()
-    lossy = mix([(Booster.load(path), 1.0), (short, 1.0)])
-    assert unlisted(lossy.provenance) == 2001
-    assert recorded_hashes(lossy.provenance) == {"f" * 16}
-    lossy.save(path)
-    assert unlisted(mix([(Booster.load(path), 1.0)]).provenance) == 2001
-
-
-def test_mixing_refuses_what_does_not_belong_together() -> None:
-    with pytest.raises(BoosterError, match="hidden size"):
-        mix([(made(1, hidden=8), 1.0), (made(1, hidden=4), 1.0)])
-    of_a, of_b = ({"base_model": {"name": name, "fingerprint": name * 20}} for name in "ab")
-    with pytest.raises(BoosterError, match="different models"):
-        mix([(made(1, **of_a), 1.0), (made(1, **of_b), 1.0)])
-    with pytest.raises(BoosterError, match="nothing"):
-        mix([])
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
@@ -246,3 +50,23 @@ def test_a_strength_must_be_finite(strength: float) -> None:
 
 def test_errors_are_typed() -> None:
     assert issubclass(BoosterError, AftError) and issubclass(BoosterError, ValueError)
+
+
+def test_some_fields_of_its_provenance_are_changed_and_the_others_kept() -> None:
+    booster = made(2, method="aft", seed=1)
+    changed = booster.with_provenance(licence="MIT", method="mix")
+    assert (changed.provenance.licence, changed.provenance.method) == ("MIT", "mix")
+    assert (booster.provenance.licence, booster.provenance.method) == (None, "aft")
+    assert changed.sha256 == booster.sha256
+
+
+def test_loading_takes_whatever_a_reference_may_be(tmp_path: Path) -> None:
+    first, second = made(1, seed=1), made(2, seed=2)
+    for name, booster in (("a", first), ("b", second)):
+        booster.save(tmp_path / f"{name}.safetensors")
+    path = f"{tmp_path}/a.safetensors"
+    assert Booster.load(path).sha256 == Booster.load(Path(path)).sha256 == Booster.load(first).sha256 == first.sha256
+    assert Booster.load(f"{path}:0.5").sha256 == Booster.load({path: 0.5}).sha256 == first.scaled(0.5).sha256
+    both: list[Any] = [f"{path}+{tmp_path}/b.safetensors:-2", [path, (second, -2)]]
+    assert {Booster.load(spec).sha256 for spec in both} == {mix([(first, 1.0), (second, -2.0)]).sha256}
+    assert references.load(path).strength == 1.0

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aft_harness.boosters.booster import Booster, mix
+from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ACTIVATIONS, ContextualInjection, StaticInjection
+from aft_harness.boosters.mixing import mix
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import BoosterError
 

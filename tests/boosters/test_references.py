@@ -85,16 +85,17 @@ def test_python_forms(tmp_path: Path) -> None:
 
 def test_one_reference_keeps_the_identity_of_its_booster(tmp_path: Path) -> None:
     booster = saved(tmp_path / "a.safetensors")
-    loaded, strength = load(f"{tmp_path}/a.safetensors:0.5")
-    assert (loaded.sha256, strength) == (booster.sha256, 0.5)
+    loaded = load(f"{tmp_path}/a.safetensors:0.5", scale=3)
+    assert loaded.booster is not None
+    assert (loaded.booster.sha256, loaded.strength) == (booster.sha256, 1.5)
 
 
 def test_several_references_are_mixed(tmp_path: Path) -> None:
     saved(tmp_path / "a.safetensors", 1.0)
     saved(tmp_path / "b.safetensors", 10.0)
-    mixed, strength = load(f"{tmp_path}/a.safetensors:3+{tmp_path}/b.safetensors:-0.1")
-    assert strength == 1.0
-    torch.testing.assert_close(mixed.tensors["layers.1.vector"], torch.full((4,), 2.0))
+    mixed = load(f"{tmp_path}/a.safetensors:3+{tmp_path}/b.safetensors:-0.1", scale=0.5)
+    assert mixed.strength == 0.5 and mixed.booster is not None
+    torch.testing.assert_close(mixed.booster.tensors["layers.1.vector"], torch.full((4,), 2.0))
 
 
 def test_missing_files_and_names_say_what_to_give() -> None:
@@ -115,7 +116,7 @@ def test_hub_addresses_are_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
         return str(tmp_path / "a.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    _, strength = load("hf://me/boosters/sub/a.safetensors@v2:0.5")
+    strength = load("hf://me/boosters/sub/a.safetensors@v2:0.5").strength
     name = "sub/a.safetensors"
     assert calls == [("me/boosters", name, "v2"), ("me/boosters", f"{name}.documents.txt", "v2")] and strength == 0.5
     with pytest.raises(ReferenceSyntaxError):
@@ -128,8 +129,17 @@ def test_an_unreachable_hub_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_labels_hold_no_folders() -> None:
-    assert references.label("/home/me/a.safetensors:0.5") == "a.safetensors"
-    assert references.label("x/a.safetensors:0.5+y/b.safetensors") == "a.safetensors:0.5+b.safetensors:1"
-    assert references.label("hf://owner/repo/a.safetensors") == "hf://owner/repo/a.safetensors"
-    assert references.label(booster := Booster.static({0: torch.ones(4)})) == f"booster {booster.sha256[:12]}"
+def test_names_are_what_the_user_typed_without_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    for name in ("x/a", "b"):
+        saved(tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(references, "_download", lambda address: tmp_path / "b.safetensors")
+    booster = Booster.static({1: torch.ones(4)})
+    named = {
+        f"{tmp_path}/x/a.safetensors:0.5": "a.safetensors:0.5",
+        f"{tmp_path}/x/a.safetensors:0.5+{tmp_path}/b.safetensors": "a.safetensors:0.5+b.safetensors",
+        "hf://owner/repo/a.safetensors": "hf://owner/repo/a.safetensors",
+    }
+    assert [load(text).name for text in named] == list(named.values())
+    assert load(booster).name == f"booster {booster.sha256[:12]}"
+    assert load([(booster, 2)]).name == f"booster {booster.sha256[:12]}:2"

@@ -12,18 +12,23 @@ import pytest
 import torch
 
 from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.engine.scoring import Request
 from aft_harness.errors import TaskError
-from aft_harness.harness.evaluation import Variant, evaluate
-from aft_harness.harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
+from aft_harness.harness import guards
+from aft_harness.harness.evaluation import evaluate
+from aft_harness.harness.examples import Example, TaskExamples, draw
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.selection import TaskSelection
 from aft_harness.harness.suites import folder
+from aft_harness.harness.tasks import Tasks
 from aft_harness.training import extraction
-from aft_harness.training.answers import answers
+from aft_harness.training.development import outcomes
+from aft_harness.training.objective import ranking_objectives
 from aft_harness.training.recipe import Settings
 from aft_harness.training.train import train
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "studies" / "reproduce.py"
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +49,17 @@ def lm(tiny_model: Any, smollm2: Path) -> SteeredHFLM:
 
 
 def drawn(lm: SteeredHFLM, name: str, **selection: Any) -> TaskExamples:
-    ((chosen, task),) = load_tasks([TaskSelection(name, **selection)], [str(folder())])
-    return task_examples(chosen, task, Prompting(), lm)
+    (examples,) = draw([TaskSelection(name, **selection)], lm, source=Tasks([folder()]))
+    return examples
+
+
+def task_of(name: str) -> Any:
+    return Tasks([folder()]).leaves([name])[name]
 
 
 def test_the_published_rows_and_prompt(lm: SteeredHFLM, real_data: Path) -> None:
     rows = datasets.load_dataset("Rowan/hellaswag", split="validation")
-    ((_, task),) = load_tasks([TaskSelection("aft_hellaswag_letter")], [str(folder())])
+    task = task_of("aft_hellaswag_letter")
     for split, start in (("train", 0), ("test", 200)):
         assert [doc["ind"] for doc in task.dataset[split]] == rows.select(range(start, start + 200))["ind"]
     row, doc = rows[203], task.dataset["test"][3]
@@ -66,7 +75,7 @@ def test_the_published_rows_and_prompt(lm: SteeredHFLM, real_data: Path) -> None
 
 
 def test_arc_questions_have_a_letter_for_each_of_their_options(real_data: Path) -> None:
-    ((_, task),) = load_tasks([TaskSelection("aft_arc_easy_letter")], [str(folder())])
+    task = task_of("aft_arc_easy_letter")
     rows = datasets.load_dataset("allenai/ai2_arc", "ARC-Easy", split="test")
     sizes = set()
     for doc, row in zip(task.dataset["test"], rows, strict=True):
@@ -77,12 +86,12 @@ def test_arc_questions_have_a_letter_for_each_of_their_options(real_data: Path) 
     assert 4 in sizes
 
 
-def test_letters_that_begin_alike_are_refused(lm: SteeredHFLM) -> None:
+def test_letters_that_begin_alike_are_refused() -> None:
     alike = [Request((5,), (9, 10)), Request((5,), (9, 11))]
     with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
-        lm.check_letters("aft_hellaswag_letter", alike)
-    lm.check_letters("mmlu_letters", alike)  # other tasks are scored by whole continuations
-    lm.check_letters("aft_hellaswag_letter", [Request((5,), (9, 10)), Request((5,), (8, 10))])
+        guards.check_letters("aft_hellaswag_letter", alike)
+    guards.check_letters("mmlu_letters", alike)  # other tasks are scored by whole continuations
+    guards.check_letters("aft_hellaswag_letter", [Request((5,), (9, 10)), Request((5,), (8, 10))])
 
 
 def test_a_tokenizer_without_letters_cannot_run_the_task(tiny_model: Any, tiny_tokenizer: Any, real_data: Path) -> None:
@@ -92,7 +101,7 @@ def test_a_tokenizer_without_letters_cannot_run_the_task(tiny_model: Any, tiny_t
     with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
         drawn(lm, "aft_hellaswag_letter", limit=2)
     with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
-        evaluate(lm, [Variant("a")], ["aft_hellaswag_letter"], Prompting(include_path=(str(folder()),)), limit=2)
+        evaluate(lm, [BASELINE], ["aft_hellaswag_letter"], source=Tasks([folder()]), limit=2)
 
 
 def made(lm: SteeredHFLM, count: int) -> TaskExamples:
@@ -150,7 +159,8 @@ def test_aft_is_the_published_procedure(lm: SteeredHFLM) -> None:
 
 
 def test_strengths_are_picked_where_each_reading_says(reproduce: Any, lm: SteeredHFLM) -> None:
-    examples = made(lm, 36).train
+    letters = made(lm, 36)
+    examples, objectives = letters.train, ranking_objectives([letters])
     early, test, development = examples[:12], examples[12:24], examples[24:]
     boosters = {
         name: Booster.static({layer: 3 * torch.randn(32, generator=torch.Generator().manual_seed(layer))})
@@ -158,8 +168,8 @@ def test_strengths_are_picked_where_each_reading_says(reproduce: Any, lm: Steere
     }
 
     def right(name: str, rows: list[Example], strength: float) -> float:
-        (given,) = answers(lm, rows, [lm.steering_for(boosters[name], strength)])
-        return sum(bool(answer.right) for answer in given) / len(rows)
+        (found,) = outcomes(lm, rows, objectives, [Variant(name, boosters[name], strength)])
+        return sum(bool(outcome.right) for outcome in found) / len(rows)
 
     rows = {row.method: row for row in reproduce.read_twice(lm, boosters, early, test, development, lambda stage: None)}
     for name, strengths, reported in (

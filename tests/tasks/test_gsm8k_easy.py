@@ -24,8 +24,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from scipy.stats import chisquare
 
-from aft_harness.errors import TaskError
-from aft_harness.harness import suites as task_folder
+from aft_harness.harness.suites import folder
 
 # The documents of version 1.0. Whoever changes them has to raise the version in both YAML files.
 DIGEST = "050dd864c99dc3bc4abdc783683688cda40baa0e161f1df36dc819c00dfb36a6"
@@ -93,7 +92,7 @@ def digest(splits: dict[str, list[dict[str, Any]]]) -> str:
 
 @pytest.fixture(scope="module")
 def problems() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("problems", task_folder.folder() / "gsm8k_easy" / "problems.py")
+    spec = importlib.util.spec_from_file_location("problems", folder() / "gsm8k_easy" / "problems.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -113,7 +112,7 @@ def every(splits: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def manager() -> TaskManager:
-    return TaskManager(include_path=str(task_folder.folder()), include_defaults=False)
+    return TaskManager(include_path=str(folder()), include_defaults=False)
 
 
 def test_splits_are_whole_and_apart(splits: dict[str, list[dict[str, Any]]], every: list[dict[str, Any]]) -> None:
@@ -203,7 +202,7 @@ def test_lm_eval_loads_both_tasks_by_their_tag(manager: TaskManager, splits: dic
 
 def test_model_arguments_do_not_reach_the_documents(splits: dict[str, list[dict[str, Any]]]) -> None:
     metadata = {"pretrained": "model", "dtype": "float32", "seed": 7, "split": "none"}
-    manager = TaskManager(include_path=str(task_folder.folder()), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(folder()), include_defaults=False, metadata=metadata)
     task = manager.load("gsm8k_easy")["tasks"]["gsm8k_easy"]
     assert list(task.eval_docs) == splits["test"]
 
@@ -278,15 +277,3 @@ def test_generation_is_scored_by_its_last_number(
 ) -> None:
     scores = score(manager, "gsm8k_easy_gen", Scripted(splits, lambda row: text.format(**row)))
     assert scores["exact_match,last-number"] == expected
-
-
-def test_folder_of_a_wheel_and_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "aft_harness"
-    monkeypatch.setattr(task_folder, "_PACKAGE", package)
-    (tmp_path / "tasks").mkdir()  # somebody else's, as site-packages may hold
-    with pytest.raises(TaskError, match="pip install"):
-        task_folder.folder()
-    (tmp_path / "tasks" / "gsm8k_easy").mkdir()
-    assert task_folder.folder() == tmp_path / "tasks"
-    (package / "tasks" / "gsm8k_easy").mkdir(parents=True)
-    assert task_folder.folder() == package / "tasks"

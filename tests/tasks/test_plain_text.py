@@ -13,9 +13,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from aft_harness.errors import TaskError
-from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples, task_manager
+from aft_harness.harness.examples import draw
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.selection import TaskSelection
 from aft_harness.harness.suites import folder
+from aft_harness.harness.tasks import Tasks
 
 OWN_TEXT = """
 include: {suite}/plain_text/plain_text.yaml
@@ -44,7 +46,8 @@ def plain_bits(lm: HFLM, text: str) -> float:
 
 
 def test_passages_are_those_of_the_stock_task(real_data: Path) -> None:
-    ((_, plain), (_, stock)) = load_tasks([TaskSelection("plain_text"), TaskSelection("hellaswag")], [str(folder())])
+    tasks = Tasks([folder()]).leaves(["plain_text", "hellaswag"])
+    plain, stock = tasks["plain_text"], tasks["hellaswag"]
     rows = [doc for index, doc in enumerate(stock.eval_docs) if 4000 <= index < 4100]
     assert len(rows) == 100
     expected = [stock.doc_to_text(row) + " " + row["choices"][row["gold"]] for row in rows]
@@ -53,7 +56,7 @@ def test_passages_are_those_of_the_stock_task(real_data: Path) -> None:
 
 
 def test_bits_per_byte_are_those_of_a_plain_loop(lm: HFLM, real_data: Path) -> None:
-    manager = task_manager(["plain_text"], [str(folder())])
+    manager = Tasks([folder()]).manager
     # Few-shot examples and a system instruction are for prompts: plain text stays plain.
     results = simple_evaluate(
         model=lm,
@@ -89,6 +92,5 @@ def test_plain_text_is_not_trained_on(
     train_docs: str | None, tiny_model: Any, tiny_tokenizer: Any, real_data: Path
 ) -> None:
     lm = SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tiny_tokenizer)
-    ((selection, task),) = load_tasks([TaskSelection("plain_text", train_docs=train_docs)], [str(folder())])
     with pytest.raises(TaskError, match="no answer to train on"):
-        task_examples(selection, task, Prompting(), lm)
+        draw([TaskSelection("plain_text", train_docs=train_docs)], lm, source=Tasks([folder()]))

@@ -14,9 +14,11 @@ import pytest
 import torch
 from lm_eval.evaluator import simple_evaluate
 
-from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples, task_manager
+from aft_harness.harness.examples import draw
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.selection import TaskSelection
 from aft_harness.harness.suites import folder
+from aft_harness.harness.tasks import Tasks
 
 ANSWER = "She has 20*2=$<<20*2=40>>40.\nWith 2.5 more, 40+2.5=<<40+2.5=42.50>>42.5\nIn all 1,040\n#### 1,040"
 
@@ -47,9 +49,7 @@ def test_wrong_answers_are_steps_of_the_solution_first(forms: ModuleType) -> Non
 
 
 def test_every_question_has_four_different_numbers_and_one_is_right(forms: ModuleType, real_data: Path) -> None:
-    manager = task_manager(["gsm8k_choice"], [str(folder())])
-    task = manager.load("gsm8k_choice")["tasks"]["gsm8k_choice"]
-    rows = list(task.eval_docs)
+    rows = list(Tasks([folder()]).leaves(["gsm8k_choice"])["gsm8k_choice"].eval_docs)
     assert len(rows) == 1319
     for row in rows:
         numbers = [float(number) for number in row["choices"]]
@@ -65,7 +65,7 @@ def test_every_question_has_four_different_numbers_and_one_is_right(forms: Modul
 
 @pytest.mark.parametrize("name", ["gsm8k_solution", "humaneval_solution"])
 def test_bits_per_byte_are_those_of_a_plain_loop(name: str, lm: SteeredHFLM, real_data: Path) -> None:
-    manager = task_manager([name], [str(folder())])
+    manager = Tasks([folder()]).manager
     results = simple_evaluate(model=lm, tasks=[name], task_manager=manager, limit=2, bootstrap_iters=0)
     for line in results["samples"][name]:
         context, target = line["arguments"][0]
@@ -81,11 +81,8 @@ def test_bits_per_byte_are_those_of_a_plain_loop(name: str, lm: SteeredHFLM, rea
 
 
 def test_solutions_are_examples_to_learn_from(lm: SteeredHFLM, real_data: Path) -> None:
-    maths, code = load_tasks(
-        [TaskSelection("gsm8k_solution", limit=3), TaskSelection("humaneval_solution", 3, train_docs="test[0:100]")],
-        [str(folder())],
-    )
-    for (selection, task), said in ((maths, "The answer is"), (code, "return")):
-        drawn = task_examples(selection, task, Prompting(), lm)
+    selections = [TaskSelection("gsm8k_solution", 3), TaskSelection("humaneval_solution", 3, train_docs="test[0:100]")]
+    maths, code = draw(selections, lm, source=Tasks([folder()]))
+    for drawn, words in ((maths, "The answer is"), (code, "return")):
         assert drawn.kind == "text" and len(drawn.train) == 3
-        assert all(said in example.choices[0] for example in drawn.train)
+        assert all(words in example.choices[0] for example in drawn.train)
