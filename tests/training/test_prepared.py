@@ -122,7 +122,7 @@ def test_chunks_keep_the_order_and_fit_a_pass(monkeypatch: pytest.MonkeyPatch) -
     lm = make_lm("gpt2")
     requests = requests_of(lm, limit=9)
     found = PreparedExamples(lm.engine, requests)
-    sizes = [len({request.inputs[: n + 1] for request in each for n in range(len(request.inputs))}) for each in requests]
+    sizes = [len({each.inputs[: n + 1] for each in some for n in range(len(each.inputs))}) for some in requests]
     order = [4, 0, 8, 1, 2, 3, 7, 6, 5]
     chunks = list(found.chunks(order))
     assert [index for chunk in chunks for index in chunk] == order and len(chunks) > 1

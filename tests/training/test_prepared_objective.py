@@ -80,7 +80,8 @@ def test_an_example_that_is_there_twice_counts_twice() -> None:
     first, second, third = task.train
     twice = replace(task, train=[first, second, first, replace(first), third])
     found = PreparedObjective(lm.engine, [twice], plain())
-    expected = [plain_loss(lm.model, example, "both", "none").item() for example in (first, second, first, first, third)]
+    order = (first, second, first, first, third)
+    expected = [plain_loss(lm.model, example, "both", "none").item() for example in order]
     assert [float(outcome.loss) for outcome in found.outcomes(found.train)] == pytest.approx(expected, rel=1e-6)
     assert found.score(found.train).loss == pytest.approx(sum(expected) / 5, rel=1e-6)
 

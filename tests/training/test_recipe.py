@@ -23,8 +23,8 @@ def test_settings_without_arguments_are_the_default_recipe() -> None:
 def test_the_original_recipe_is_as_first_published() -> None:
     original = RECIPES["original"]
     assert original.layer_indices(32) == (16,)
-    assert (original.objective, original.temperature, original.lr, original.rate_unit) == ("answer", 1.0, 1e-2, "absolute")
-    assert (original.epochs, original.schedule, original.batch_size) == (5, "constant", 4)
+    assert (original.objective, original.temperature, original.epochs, original.batch_size) == ("answer", 1.0, 5, 4)
+    assert (original.lr, original.rate_unit, original.schedule) == (1e-2, "absolute", "constant")
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,7 @@ def test_the_temperature_divides_what_the_softmax_over_choices_sees(objective: A
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
 
 
-def test_without_development_documents_some_training_documents_are_scored(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_development_documents_some_training_documents_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aft_harness.training.train.WATCHED", 3)
     lm = make_lm()
     task = examples(lm, limit=9)
@@ -160,7 +158,7 @@ def test_the_best_epoch_on_development_documents_is_kept(monkeypatch: pytest.Mon
     lm = make_lm(double=False)
 
     def run(epochs: int, development: list[float]) -> TrainingResult:
-        scripted = iter([Score(9.0, None, 4), *(Score(loss, None, 4) for loss in development)])
+        scripted = iter([Score(loss=9.0, n=4), *(Score(loss=loss, n=4) for loss in development)])
         monkeypatch.setattr(PreparedObjective, "score", lambda self, examples: next(scripted))
         return train(lm, [examples(lm, limit=8, dev_docs=4)], plain(epochs=epochs, batch_size=4))
 
@@ -257,19 +255,19 @@ def test_training_continues_from_a_booster_and_records_its_documents_too() -> No
 @pytest.mark.parametrize(
     ("start", "changes", "reason"),
     [
-        (Booster.static({1: torch.ones(3)}), {}, "the booster to start from has vectors of 3 numbers, the model's layers give 32"),
-        (Booster.static({0: torch.ones(32)}), {}, "the booster to start from has layer 0, which is not trained"),
-        (Booster.static({1: torch.ones(32)}), {"kind": "contextual"}, "the booster to start from is static, what is trained is contextual"),
+        (Booster.static({1: torch.ones(3)}), {}, "has vectors of 3 numbers, the model's layers give 32"),
+        (Booster.static({0: torch.ones(32)}), {}, "has layer 0, which is not trained"),
+        (Booster.static({1: torch.ones(32)}), {"kind": "contextual"}, "is static, what is trained is contextual"),
         (
             Booster.static({1: torch.ones(32)}, {"base_model": {"name": "other", "fingerprint": "0" * 64}}),
             {},
-            "the booster to start from was made for other",
+            "was made for other",
         ),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(start: Booster, changes: Any, reason: str) -> None:
     lm = make_lm()
-    with pytest.raises(TrainingError, match=reason):
+    with pytest.raises(TrainingError, match=f"the booster to start from {reason}"):
         train(lm, [examples(lm, limit=2)], plain(layers=(1,), epochs=1, **changes), start=start)
 
 

@@ -1,4 +1,4 @@
-"""Tiny models, toy examples, and the plain form of everything that training does: one row, every layer, no hook of ours.
+"""Tiny models, toy examples, and the plain form of what training does: one row, every layer, no hook of ours.
 
 What tests of the training floor compare with.
 """
@@ -86,7 +86,7 @@ def plain_scale(model: Any, task: TaskExamples, layer: int) -> float:
         for request in example.requests:
             hidden = model(torch.tensor([request.inputs]), output_hidden_states=True).hidden_states[layer + 1][0]
             for place in range(len(request.inputs)):
-                sizes[index, request.inputs[: place + 1]] = float(hidden[place].square().mean().sqrt())
+                sizes[index, request.inputs[: place + 1]] = hidden[place].square().mean().sqrt().item()
     return sorted(sizes.values())[(len(sizes) - 1) // 2]
 
 
