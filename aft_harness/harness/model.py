@@ -248,22 +248,28 @@ class SteeredHFLM(HFLM):
             return super()._model_call(*args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-        """As `hf`, but a text ends where its own end has come, see `PerTextStoppingCriteria`."""
-        # The rule of lm-eval: a temperature of 0 is greedy, and then transformers wants none.
-        if settings.setdefault("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True:
-            settings["do_sample"] = False
-            del settings["temperature"]
-        done = PerTextStoppingCriteria(self.tokenizer, self.tok_decode, stop, context.shape[1])
-        generate: Callable[..., Tensor] = self.model.generate
-        with self._steering or nullcontext(), self._autocast():
-            return generate(
-                input_ids=context,
-                max_length=max_length,
-                stopping_criteria=transformers.StoppingCriteriaList([done]),
-                pad_token_id=self.tokenizer.pad_token_id,
-                use_cache=True,
-                **settings,
-            )
+        """As `hf`; greedily, each text of a batch ends at its own stop string, see `PerTextStoppingCriteria`."""
+        defaults = getattr(self.model, "generation_config", None)
+        beams = settings.get("num_beams") or getattr(defaults, "num_beams", None) or 1
+        greedy = settings.get("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True
+        with self._steering or nullcontext():
+            if beams > 1 or not greedy:
+                # What is drawn depends on how many steps all texts before took, and which beam wins on when the search
+                # ends: only lm-eval's own steps give lm-eval's own texts.
+                return super()._model_generate(context, max_length, stop, **settings)
+            # The rule of lm-eval: a temperature of 0 is greedy, and then transformers wants none.
+            settings.pop("temperature", None)
+            criteria = PerTextStoppingCriteria(self.tokenizer, stop, context.shape[1])
+            generate: Callable[..., Tensor] = self.model.generate
+            with self._autocast():
+                return generate(
+                    input_ids=context,
+                    max_length=max_length,
+                    stopping_criteria=transformers.StoppingCriteriaList([criteria]),
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    use_cache=True,
+                    **{**settings, "do_sample": False},
+                )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

@@ -94,13 +94,26 @@ class SharedPass:
             self._lm.score_variants(requests, variants, on_scored=record, known=known)
 
     def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
-        """Texts of one variant, a batch at a time where they are kept.
+        """Texts of one variant, those that are decoded greedily kept and looked up.
+
+        A sampled text is none that could be looked up: another sample is asked for each time.
+        """
+        lm = self.models[index]
+        sampled = [place for place, request in enumerate(requests) if self._store is None or _is_sampled(request)]
+        written = lm.generate_until([requests[place] for place in sampled]) if sampled else []
+        texts = dict(zip(sampled, written, strict=True))
+        greedy = [place for place in range(len(requests)) if place not in texts]
+        if greedy:
+            texts |= zip(greedy, self._greedy([requests[place] for place in greedy], index), strict=True)
+        return [texts[place] for place in range(len(requests))]
+
+    def _greedy(self, requests: Sequence[Instance], index: int) -> list[str]:
+        """Texts that are kept, a batch at a time.
 
         Batches are those of all requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
         """
+        assert self._store is not None
         lm = self.models[index]
-        if not self._store:
-            return lm.generate_until(list(requests))
         keys = [key_of(self._identities[index], content("text", *request.args)) for request in requests]
         texts = self._store.get_texts(keys)
         order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
@@ -114,6 +127,11 @@ class SharedPass:
                 texts.update(found)
             self._on_progress(min(start + size, len(order)), len(order))
         return [texts[key] for key in keys]
+
+
+def _is_sampled(request: Instance) -> bool:
+    settings = request.args[1]
+    return settings.get("do_sample") is True or (settings.get("temperature") or 0.0) > 0.0
 
 
 class VariantLM(LM):
