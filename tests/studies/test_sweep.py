@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from aft_harness.training.lesson import Score
 from click.testing import CliRunner, Result
 
 from aft_harness.boosters.booster import Booster, mix
@@ -19,7 +20,6 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.studies import sweep
 from aft_harness.training import train as training
-from aft_harness.training.lesson import Score
 from aft_harness.training.recipe import Settings
 
 TOYS = str(Path(__file__).parents[1] / "toy_tasks")

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from aft_harness.training.answers import Answer
 
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import extraction
-from aft_harness.training.answers import Answer
 from aft_harness.training.extraction import activations, function_vector, mean_difference
 
 TOYS = str(Path(__file__).parents[1] / "toy_tasks")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from aft_harness.training.lesson import Lesson, Score
 from torch import Tensor, nn
 
 from aft_harness.boosters.booster import Booster
@@ -16,7 +17,6 @@ from aft_harness.engine.steering import Steering, decoder_layers
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.harness.examples import Example, Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.training.lesson import Lesson, Score
 from aft_harness.training.recipe import Settings
 from aft_harness.training.train import Progress, Trained, train
 
