@@ -130,11 +130,15 @@ class Provenance(_Record):
         if isinstance(value, Provenance):
             return value
         try:
-            return cls.model_validate(dict(value or {}))
+            provenance = cls.model_validate(dict(value or {}))
+            provenance.to_json()  # unknown fields may be nested more deeply than can be written again
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "it"
             raise BoosterError(f"its provenance is malformed: {field}: {first['msg'].lower()}") from None
+        except (ValueError, RecursionError) as error:
+            raise BoosterError(f"its provenance is malformed: it: {str(error).lower()}") from None
+        return provenance
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the file, without what is not known."""
