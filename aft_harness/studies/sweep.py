@@ -24,7 +24,7 @@ from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, TrainingProgress, ignore
-from aft_harness.results import plots, table
+from aft_harness.results import leaderboard, plots, table
 from aft_harness.results.runs import rows
 from aft_harness.slices import ALL, Slice
 from aft_harness.training import train as training
@@ -237,7 +237,7 @@ def run(
         store=store,
         on_progress=on_progress,
     )
-    found = rows([each.run for each in results])
+    found = leaderboard.corrected(rows([each.run for each in results]))
     if silent := sorted(set(results[0].results["samples"]) - {row["task"] for row in found}):
         raise TaskError(f"{', '.join(silent)}: no metric is one number a document, which a sweep compares by")
     points = []
