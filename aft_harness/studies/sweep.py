@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from aft_harness.boosters.provenance import Score
-from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.boosters.variant import BASELINE, Variant, distinct
 from aft_harness.errors import ParseError, TaskError, TrainingError
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import Example, TaskExamples
@@ -143,7 +143,8 @@ def strengths(
     examples = [example for task in development for example in task.development if example.document not in trained]
     refuse_overlap(test, examples)
     names = {value: f"{variant.name.partition('.safetensors')[0]} at {variant.strength * value:g}" for value in values}
-    variants = [Variant(names[value], booster, variant.strength * value) for value in values]
+    # Strengths that differ in late digits only look alike.
+    variants = distinct([Variant(names[value], booster, variant.strength * value) for value in values])
     norm: Any = booster.provenance.choice_norm or "none"
     return run(lm, variants, "strength", development, examples, test, norm, store, on_progress)
 
