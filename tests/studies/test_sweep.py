@@ -118,10 +118,15 @@ def test_the_table_has_the_one_schema_and_the_development_score(lm: SteeredHFLM,
     assert (written.name, plot.name) == ("sweep.csv", "sweep.png") and plot.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_p_values_are_corrected_for_the_number_of_variants(lm: SteeredHFLM, tmp_path: Path) -> None:
-    found = sweep.layers(lm, [drawn(lm)], settings(epochs=1), [0, 1, 3], tmp_path, TEST).frame
+def test_p_values_are_corrected_for_the_number_of_variants(lm: SteeredHFLM) -> None:
+    task, variants = drawn(lm), []
+    for layer, seed in ((3, 2), (2, 11), (1, 5)):
+        vector = 8 * torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        variants.append(Variant(f"layer {layer}", Booster.static({layer: vector})))
+    found = sweep.run(lm, variants, "layers", [task], task.development, TEST).frame
+    assert min(found["p_value"]) < 1 / 3, "nothing to correct"
     assert found["p_holm"].tolist() == pytest.approx(holm(found["p_value"].tolist()))
-    by_strength = sweep.strengths(lm, booster(), [1.0, 0.5], [drawn(lm)], TEST).frame
+    by_strength = sweep.strengths(lm, booster(), [1.0, 0.5], [task], TEST).frame
     assert by_strength["p_holm"].notna().tolist() == [True, False]
 
 
