@@ -35,8 +35,8 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
             return command(**{argument: {name: values.pop(name) for name in options}}, **values)
 
         decorated: _Command = run
-        for option in reversed(list(options.values())):
-            decorated = option(decorated)
+        for add in reversed(list(options.values())):
+            decorated = add(decorated)
         return decorated
 
     return decorate
