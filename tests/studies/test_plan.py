@@ -29,7 +29,7 @@ def test_a_small_plan_is_three_lists() -> None:
 def test_a_plan_learns_from_as_many_documents_as_a_training_does() -> None:
     mixture = {"c": {"dev_docs": 3}, "d": {"limit": "all"}, "e": {"limit": 7}}
     plan = Plan.of({**SMALL, "train": {"a": None, "b": mixture}})
-    assert TRAINING_DOCUMENTS == 600
+    assert TRAINING_DOCUMENTS == 600 == TaskSelection("a").limit
     assert [selection.limit for selections in plan.sources.values() for selection in selections] == [600, 600, None, 7]
 
 
@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "no models": ({"models": []}, "'models' is missing or empty"),
     "a number for models": ({"models": 5}, "'models' must be a list"),
     "a model without a name": ({"models": [{"dtype": "x"}]}, "needs 'pretrained'"),
-    "a model's argument that is no word": ({"models": [{"pretrained": "m", 5: 1}]}, "models: 5"),
+    "a model's argument that is no word": ({"models": [{"pretrained": "m", 5: 1}]}, "models: 5 is not the name of a model argument"),
     "an unknown key": ({"modles": ["m"]}, "unknown key 'modles'"),
     "a key that is no word": ({5: ["m"]}, "unknown key '5'"),
     "text for train": ({"train": "a"}, "'train' must be a mapping or a list"),
