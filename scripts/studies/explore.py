@@ -1,29 +1,39 @@
 """Tries settings of training one after another and says how each does on development documents.
 
-What the defaults of `aft-train` rest on: docs/log.md tells what was tried, this makes its numbers.
+What the default recipe rests on: docs/log.md says what was tried, this makes its numbers.
 
-    python scripts/explore.py scripts/explore/arc_easy.yaml --output leaderboards/recipe/arc_easy.csv
+    python scripts/studies/explore.py scripts/studies/explore/arc_easy.yaml --output leaderboards/recipe/arc_easy.csv
 
 A study is a YAML file: `task`, `limit` (training documents), `dev_docs` (carved from the same rows) or `development`
-(rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`) and `runs` (a name, and
-the fields that differ; `limit` may differ too, and `start: mean-difference` starts from that direction at the middle
-layer). No test document is touched, and development documents are measured
+(rows of a split that nothing evaluates, as `SPLIT[a:b]`), `base` (fields of `recipe.Settings`; what is left out is the
+default recipe's) and `runs` (a name, and the fields that differ; `limit` may differ too, and `start: mean-difference`
+starts from that direction at the middle layer). No test document is touched, and development documents are measured
 once, after the last epoch. Runs that the table holds are not repeated: they are known by everything that a training
 depends on, not by name.
+
+What a booster costs is measured in bits for each byte of the task `plain_text`. The published tables of
+leaderboards/recipe were made before that task: they hold a perplexity of the same passages instead.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pandas as pd
 import yaml
+
+if TYPE_CHECKING:
+    from aft_harness.boosters.variant import Variant
+    from aft_harness.harness.examples import TaskExamples
+    from aft_harness.training.recipe import ChoiceNorm
+
+NORMS: dict[str, ChoiceNorm] = {"": "none", "_norm": "characters"}
+"""Suffixes of columns, and how choices are ranked there: as `acc` and as `acc_norm` do."""
 
 
 def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
@@ -31,88 +41,69 @@ def settings_of(study: Mapping[str, Any], run: Mapping[str, Any]) -> Any:
     from aft_harness.training.recipe import Settings
 
     known = {field.name for field in fields(Settings)}
-    values = {name: value for name, value in {**study.get("base", {}), **run}.items() if name in known}
-    if isinstance(values.get("layers"), list):
-        values["layers"] = tuple(values["layers"])
     if unknown := set(run) - known - {"name", "limit", "start"} | set(study.get("base", {})) - known:
         raise click.ClickException(f"{run.get('name')}: unknown settings {', '.join(sorted(unknown))}")
-    return Settings(**values)
+    given = {**study.get("base", {}), **run}
+    return Settings(**{name: value for name, value in given.items() if name in known})
 
 
-def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> Any:
+def examples_of(study: Mapping[str, Any], limit: int, lm: Any) -> TaskExamples:
     """Training and development examples of a study."""
-    from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples
-    from aft_harness.harness.suites import folder
+    from documents import training_and_development
 
-    def drawn(selection: TaskSelection) -> Any:
-        ((chosen, task),) = load_tasks([selection], [str(folder())])
-        return task_examples(chosen, task, Prompting(), lm)
-
-    carved = 0 if "development" in study else int(study["dev_docs"])
-    found = drawn(TaskSelection(study["task"], limit=limit, dev_docs=carved))
-    if "development" in study:
-        rows = study["development"]
-        own = drawn(TaskSelection(study["task"], train_docs=rows, dev_docs=10**6, development_only=True)).development
-        known = {example.document for example in found.train}
-        found = replace(found, development=[example for example in own if example.document not in known])
-    return found
+    return training_and_development(lm, study["task"], limit, study.get("development") or int(study["dev_docs"]))
 
 
-def trained(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row for each run that the table does not hold."""
+def rows(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """A row for each run that the table does not hold; trained when it is asked for."""
+    from aft_harness.boosters.variant import BASELINE, Variant
     from aft_harness.training import extraction
-    from aft_harness.training import train as training
+    from aft_harness.training.identity import training_identity
+    from aft_harness.training.train import train
 
     if not len(table):
-        task = examples_of(study, 1, lm)
-        yield {"task": study["task"], "run": "unchanged model", **_measured(lm, task.development, None)}
+        examples = examples_of(study, 1, lm)
+        yield {"task": study["task"], "run": "unchanged model", **measured(lm, examples, BASELINE)}
     for run in study["runs"]:
         settings = settings_of(study, run)
-        task = examples_of(study, int(run.get("limit", study["limit"])), lm)
-        start = extraction.mean_difference(lm, task) if run.get("start") == "mean-difference" else None
-        identity = training.training_identity(lm, [task], settings, start)
+        examples = examples_of(study, int(run.get("limit", study["limit"])), lm)
+        start = extraction.mean_difference(lm, examples) if run.get("start") == "mean-difference" else None
+        identity = training_identity(lm, [examples], settings, start)
         if len(table) and identity in set(table["training_sha256"]):
             continue
         click.echo(f"{run['name']} ...", err=True)
-        done = training.train(lm, [replace(task, development=[])], settings, start=start)
-        told = {name: value for name, value in asdict(settings).items() if name != "split_seed"}
+        result = train(lm, [replace(examples, development=[])], settings, start=start)
+        recorded = {name: value for name, value in asdict(settings).items() if name != "split_seed"}
         yield {
             "task": study["task"],
             "run": run["name"],
-            **told,
-            "objective": done.booster.provenance["objective"],
-            "layers": settings.layers if settings.layers == "all" else " ".join(map(str, done.booster.layers)),
-            "n_train": len(task.train),
-            **_measured(lm, task.development, done.booster),
-            "epoch_losses": " ".join(f"{loss:.4f}" for loss in done.epoch_losses),
-            "relative_norm": max(done.relative_norm.values()),
-            "parameters": done.booster.parameters,
-            "seconds": round(done.seconds, 1),
+            **recorded,
+            "objective": result.booster.provenance.objective,
+            "layers": str(settings.layers),
+            "n_train": len(examples.train),
+            **measured(lm, examples, Variant(run["name"], result.booster)),
+            "epoch_losses": " ".join(f"{loss:.4f}" for loss in result.epoch_losses),
+            "relative_norm": max(result.relative_norm.values()),
+            "parameters": result.booster.parameters,
+            "seconds": round(result.seconds, 1),
             "training_sha256": identity,
         }
 
 
-def _measured(lm: Any, examples: Sequence[Any], booster: Any) -> dict[str, float]:
-    """What is compared: accuracy by sum and by length-normalised sum, the loss of either; perplexity of plain text."""
-    import torch
-    from comparison.exams import passages, perplexity
+def measured(lm: Any, examples: TaskExamples, variant: Variant) -> dict[str, float | None]:
+    """What is compared: accuracy and loss on development documents, by either metric, and what plain text costs."""
+    from aft_harness.harness.evaluation import evaluate
+    from aft_harness.harness.suites import folder
+    from aft_harness.harness.tasks import Tasks
+    from aft_harness.training.development import ranking_scores
 
-    from aft_harness.harness.examples import graded
-    from aft_harness.training.recipe import ChoiceNorm
-
-    def score(requests: Sequence[Any]) -> list[float]:
-        return [found for found, _ in lm.score_variants(list(requests), [lm.steering_for(booster)])[0]]
-
-    sums = iter(score([request for example in examples for request in example.requests]))
-    scores = [torch.tensor([next(sums) for _ in example.requests], dtype=torch.float64) for example in examples]
-    found: dict[str, float] = {"development_n": len(examples)}
-    norms: dict[str, ChoiceNorm] = {"": "none", "_norm": "characters"}
-    for suffix, norm in norms.items():
-        own = [graded(example, part, norm) for example, part in zip(examples, scores, strict=True)]
-        found[f"acc{suffix}"] = mean(right for _, right in own)
-        found[f"loss{suffix}"] = mean(float(loss) for loss, _ in own)
-    found["perplexity"] = perplexity(score, passages(lm))
-    return found
+    columns: dict[str, float | None] = {"development_n": len(examples.development)}
+    for suffix, norm in NORMS.items():
+        (score,) = ranking_scores(lm, [variant], [examples], examples.development, norm)
+        columns |= {f"acc{suffix}": score.accuracy, f"loss{suffix}": score.loss}
+    (plain,) = evaluate(lm, [variant], ["plain_text"], source=Tasks([folder()]))
+    columns["bits_per_byte"] = plain.results["results"]["plain_text"]["bits_per_byte,none"]
+    return columns
 
 
 @click.command()
@@ -129,18 +120,18 @@ def main(study: Path, model: str | None, dtype: str, output: Path) -> None:
     table = pd.read_csv(output) if output.exists() else pd.DataFrame()
     try:
         with quiet():
-            from aft_harness.boosters.booster import write_atomically
             from aft_harness.demo import model_folder
+            from aft_harness.files import write_atomically
             from aft_harness.harness.model import SteeredHFLM
 
             lm = SteeredHFLM(model or str(model_folder()), dtype=dtype, softmax_dtype="float32", batch_size=16)
-            for row in trained(lm, yaml.safe_load(study.read_text(encoding="utf-8")), table):
+            for row in rows(lm, yaml.safe_load(study.read_text(encoding="utf-8")), table):
                 table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
                 write_atomically(output, table.to_csv(index=False).encode())
-                trained_for = f"{row['relative_norm']:.1%}, {row['seconds']:.0f} s" if "seconds" in row else ""
+                cost = f", {row['relative_norm']:.1%}, {row['seconds']:.0f} s" if "seconds" in row else ""
                 click.echo(
                     f"{row['run']}: acc {row['acc']:.1%}, acc_norm {row['acc_norm']:.1%}, loss {row['loss']:.4f}, "
-                    f"{row['loss_norm']:.4f}, perplexity {row['perplexity']:.1f}, {trained_for}"
+                    f"{row['loss_norm']:.4f}, {row['bits_per_byte']:.4f} bits per byte{cost}"
                 )
     except AftError as error:
         raise click.ClickException(str(error)) from None
