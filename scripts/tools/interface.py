@@ -27,6 +27,9 @@ import aft_harness as aft
 The names, defaults and errors are those of the commands. `aft.__version__` is the version, as text.
 """
 
+STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
+"""In front of a parameter that takes all others."""
+
 LISTS = ("Args", "Attributes", "Raises")
 """Sections of a docstring that describe names."""
 
@@ -97,7 +100,7 @@ def signature(name: str, value: Callable[..., Any]) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = STARS.get(parameter.kind.name, "")
     text = f"{stars}{parameter.name}"
     if parameter.annotation is not parameter.empty:
         text += f": {_annotation(parameter.annotation)}"
@@ -119,7 +122,8 @@ def markdown(docstring: str) -> str:
         docstring: Without its indentation, as `inspect.getdoc` returns it.
     """
     blocks: list[str] = []
-    title, lines = "", []
+    title = ""
+    lines: list[str] = []
     for line in [*docstring.splitlines(), "End:"]:
         match = _SECTION.fullmatch(line)
         if match or line == "End:":

@@ -25,7 +25,7 @@ CELLS = Path(__file__).parents[3] / "leaderboards" / "comparison" / "cells"
 """Where the outcome of each document is kept, of every method, task and seed that is done."""
 LEARN = {"arc_easy": 594, "hellaswag": 200, "gsm8k_easy": 600}
 """Training documents of each task, at most."""
-DEVELOP = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
+DEVELOP: dict[str, str | int] = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
 """Development documents: rows of a split that nothing evaluates, or so many that are carved from the training split."""
 EXAMS = {
     "arc_easy": ("arc_easy", 400, 1188),
