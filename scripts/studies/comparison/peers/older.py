@@ -18,6 +18,6 @@ def model(folder, dtype=torch.float32):
 
 def tokenizer(folder):
     """The tokenizer, whose class older releases do not know."""
-    told = json.loads((Path(folder) / "tokenizer_config.json").read_text())
-    special = {name: told[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if told.get(name)}
+    config = json.loads((Path(folder) / "tokenizer_config.json").read_text())
+    special = {name: config[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(name)}
     return PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / "tokenizer.json"), **special)

@@ -1,6 +1,6 @@
 """Boosters against what else could be reached for: heuristics, parameter-efficient fine-tuning, prompting.
 
-    python scripts/compare.py FOLDER            # hours on two CPU cores; goes on where it was stopped
+    python scripts/studies/compare.py FOLDER        # hours on two CPU cores; rerun the same command to resume
 
 Every method gets the same training documents, chooses its rate or strength on the same development documents, and sees
 the test documents once. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from comparison.methods import Fitted
+    from comparison.fitted import Fitted
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "comparison"
 SEEDS = (0, 1, 2)
 SEEDED = ("ours", "LoRA r=8")
@@ -34,7 +34,8 @@ SEEDED = ("ours", "LoRA r=8")
 def cells() -> Iterator[tuple[str, str, int]]:
     """Every (method, task, seed), the most telling first."""
     from comparison.exams import LEARN
-    from comparison.methods import ALONE, METHODS, PLENTY
+    from comparison.fitted import ALONE
+    from comparison.methods import METHODS, PLENTY
 
     yield "zero-shot", "arc_easy", 0
     for method in (*SEEDED, *METHODS):
@@ -55,17 +56,17 @@ def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
     from comparison.exams import CELLS
     from comparison.methods import METHODS
 
-    from aft_harness.boosters.booster import write_atomically
+    from aft_harness.files import write_atomically
 
     path = CELLS / f"{method.replace(' ', '_')}-{task}-{seed}.json"
     if path.is_file():
         return
     click.echo(f"{method}, {task}, seed {seed}", err=True)
     start = time.perf_counter()
-    told: dict[str, Any] = {"method": method, "task": task, "seed": seed}
+    cell: dict[str, Any] = {"method": method, "task": task, "seed": seed}
     try:
         fitted = METHODS[method](task, seed, folder)
-        told |= {
+        cell |= {
             "parameters": fitted.parameters,
             "file_bytes": fitted.file_bytes,
             "seconds": fitted.seconds,
@@ -73,24 +74,24 @@ def run_cell(method: str, task: str, seed: int, folder: Path) -> None:
             **examined(fitted, method, task),
         }
     except Exception as error:  # whatever a method's package raises; the table lists it
-        told["error"] = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
-        click.echo(f"    {told['error']}", err=True)
-    told["cell_seconds"] = time.perf_counter() - start
+        cell["error"] = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
+        click.echo(f"    {cell['error']}", err=True)
+    cell["cell_seconds"] = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(told).encode())
+    write_atomically(path, json.dumps(cell).encode())
 
 
 def examined(fitted: Fitted, method: str, task: str) -> dict[str, Any]:
     """Outcomes of every exam, and the perplexity of plain text."""
-    from comparison.exams import asked, exam, passages, perplexity
+    from comparison.exams import exam, exams_of, passages, perplexity
 
-    wanted = asked("hellaswag" if method == "zero-shot" else task)
+    counts = exams_of("hellaswag" if method == "zero-shot" else task)
     if fitted.shots:
-        wanted = {name: count for name, count in wanted.items() if name != "hellaswag"}
+        counts = {name: count for name, count in counts.items() if name != "hellaswag"}
     outcomes = {}
-    for name, count in wanted.items():
-        one = exam(name, fitted.shots, count)
-        outcomes[name] = one.grade(fitted.score(one.requests))
+    for name, count in counts.items():
+        documents = exam(name, fitted.shots, count)
+        outcomes[name] = documents.grade(fitted.score(documents.requests))
         click.echo(f"    {name}: acc {sum(outcomes[name]['acc']) / len(outcomes[name]['acc']):.1%}", err=True)
     if fitted.shots:
         return {"outcomes": outcomes, "perplexity": None}

@@ -1,4 +1,7 @@
-"""The documents of the comparison: what is learned from, what choices are made by, and what is reported on."""
+"""The documents of the comparison: what is learned from, what choices are made by, and what is reported on.
+
+Knows tasks, rows and the embedded model. Knows no method.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explore import examples_of
+from documents import training_and_development
 
 from aft_harness.demo import model_folder
 from aft_harness.engine.scoring import Request
-from aft_harness.harness.examples import FEWSHOT_SEED, TaskSelection, load_tasks
+from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.suites import folder
+from aft_harness.harness.tasks import FEWSHOT_SEED, Tasks
 
-CELLS = Path(__file__).parents[2] / "leaderboards" / "comparison" / "cells"
+CELLS = Path(__file__).parents[3] / "leaderboards" / "comparison" / "cells"
 """Where the outcome of each document is kept, of every method, task and seed that is done."""
 LEARN = {"arc_easy": 594, "hellaswag": 200, "gsm8k_easy": 600}
 """Training documents of each task, at most."""
-DEVELOP = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
+DEVELOP: dict[str, str | int] = {"arc_easy": "validation[0:300]", "hellaswag": 200, "gsm8k_easy": "validation[0:200]"}
 """Development documents: rows of a split that nothing evaluates, or so many that are carved from the training split."""
 EXAMS = {
     "arc_easy": ("arc_easy", 400, 1188),
@@ -44,74 +48,72 @@ def load() -> SteeredHFLM:
     return SteeredHFLM(str(model_folder()), dtype="bfloat16", softmax_dtype="float32", batch_size=16, device="cpu")
 
 
-def drawn(lm: Any, task: str, limit: int | None = None) -> Any:
+def learned_from(lm: Any, task: str, limit: int | None = None) -> TaskExamples:
     """Training and development examples of a task."""
-    develop = DEVELOP[task]
-    how = {"development": develop} if isinstance(develop, str) else {"dev_docs": develop}
-    return examples_of({"task": task, **how}, limit or LEARN[task], lm)
+    return training_and_development(lm, task, limit or LEARN[task], DEVELOP[task])
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Test documents as requests, and lm-eval's own code that grades them."""
+    """Test documents as requests, and lm-eval's code that grades them."""
 
-    requests: list[Any]
+    requests: list[Request]
     documents: list[tuple[Any, int]]
     task: Any
 
     def grade(self, loglikelihoods: Sequence[float]) -> dict[str, list[float]]:
         """Outcome of each document by metric."""
-        found: dict[str, list[float]] = {"acc": [], "acc_norm": []}
+        outcomes: dict[str, list[float]] = {"acc": [], "acc_norm": []}
         scores = iter(loglikelihoods)
         for doc, choices in self.documents:
             graded = self.task.process_results(doc, [(next(scores), False) for _ in range(choices)])
-            for metric, values in found.items():
+            for metric, values in outcomes.items():
                 values.append(float(graded[metric]))
-        return found
+        return outcomes
 
 
 @cache
 def exam(name: str, shots: int, count: int | None) -> Exam:
     """The documents of an exam, formatted by lm-eval; the first `count` of them."""
     task, start, stop = EXAMS[name]
-    stop = stop if count is None else start + count
-    ((_, loaded),) = load_tasks([TaskSelection(task)], [str(folder())])
+    rows = set(range(start, stop if count is None else start + count))
+    loaded = Tasks([folder()]).leaves([task])[task]
     loaded.set_config("num_fewshot", shots)
     loaded.set_fewshot_seed(FEWSHOT_SEED)
-    loaded.build_all_requests(samples=set(range(start, stop)))
-    lm = encoder()
-    requests, documents = [], []
-    for _, doc in loaded.doc_iterator(samples=set(range(start, stop))):
-        documents.append((doc, len(loaded.doc_to_choice(doc))))
-    for instance in loaded.instances:
-        requests.append(lm.encode(*instance.args))
+    loaded.build_all_requests(samples=rows)
+    documents = [(doc, len(loaded.doc_to_choice(doc))) for _, doc in loaded.doc_iterator(samples=rows)]
+    requests = [encoder().encode(*instance.args) for instance in loaded.instances]
     return Exam(requests, documents, loaded)
 
 
 @cache
-def encoder() -> Any:
+def encoder() -> SteeredHFLM:
     """A model that only ever tokenises."""
     return load()
 
 
 @cache
-def passages(lm: Any = None) -> list[Any]:
+def passages() -> list[Request]:
     """Plain text, to be predicted from its first token."""
-    ((_, loaded),) = load_tasks([TaskSelection("hellaswag")])
-    lm = lm or encoder()
+    loaded = Tasks().leaves(["hellaswag"])["hellaswag"]
     texts = []
     for doc in loaded.validation_docs().select(range(*PASSAGES)):
-        tokens = lm.tok_encode(f"{doc['query']} {doc['choices'][int(doc['gold'])]}")
+        tokens = encoder().tok_encode(f"{doc['query']} {doc['choices'][int(doc['gold'])]}")
         texts.append(Request((tokens[0],), tuple(tokens[1:])))
     return texts
 
 
-def perplexity(score: Callable[[Sequence[Any]], list[float]], texts: Sequence[Any]) -> float:
-    """Of texts, by their summed loglikelihoods; the mean is over tokens."""
+def perplexity(score: Callable[[Sequence[Any]], list[float]], texts: Sequence[Request]) -> float:
+    """Of texts, by their summed loglikelihoods; the mean is over tokens.
+
+    The task `plain_text` measures the same passages, in bits for each byte. The cells of this comparison were published
+    before there was that task, and many methods here are no boosters, so that the perplexity stays: new cells must be
+    comparable with published ones.
+    """
     return math.exp(-sum(score(texts)) / sum(len(text.continuation) for text in texts))
 
 
-def asked(task: str) -> dict[str, int | None]:
+def exams_of(task: str) -> dict[str, int | None]:
     """The exams of a method that learned a task, and how many of their documents; None means all."""
     counts = {name: None if task == "hellaswag" else ELSEWHERE.get(name) for name in EXAMS}
     return {name: count for name, count in counts.items() if count != 0}

@@ -1,4 +1,4 @@
-"""Tables and plots of scripts/compare.py, from the cells that it leaves in its folder."""
+"""Tables and plots of compare.py, from the cells that it leaves in leaderboards/comparison. Knows no method."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from comparison.exams import CELLS
-from comparison.methods import ALONE, best
+from comparison.fitted import ALONE, best
 
-from aft_harness.boosters.booster import write_atomically
+from aft_harness.files import write_atomically
 from aft_harness.results import plots
 from aft_harness.results.statistics import Paired, compare
 
@@ -27,22 +27,22 @@ ALL_DOCUMENTS = 591
 
 
 def cells() -> list[dict[str, Any]]:
-    """What every finished cell tells."""
+    """Every finished cell."""
     return [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
 
 
 def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each method, learned task, exam and metric; seeds are pooled, documents are the unit."""
-    (zero,) = (one for one in found if one["method"] == "zero-shot")
+    (zero,) = (cell for cell in found if cell["method"] == "zero-shot")
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for one in found:
-        groups[one["method"], one["task"]].append(one)
+    for cell in found:
+        groups[cell["method"], cell["task"]].append(cell)
     for (method, task), runs in groups.items():
         if any("error" in run for run in runs):
             yield {"method": method, "learned": task, "error": runs[0]["error"]}
             continue
         perplexities = [run["perplexity"] for run in runs if run["perplexity"] is not None]
-        told = {
+        columns = {
             "method": method,
             "learned": task if runs[0]["parameters"] else "",
             "seeds": len(runs),
@@ -57,7 +57,12 @@ def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             for metric, outcomes in metrics.items():
                 means = np.mean([run["outcomes"][exam][metric] for run in runs], axis=0)
                 before = zero["outcomes"][exam][metric][: len(outcomes)]
-                yield {**told, "exam": exam, "metric": metric, **_columns(compare(before, means, means=len(runs) > 1))}
+                yield {
+                    **columns,
+                    "exam": exam,
+                    "metric": metric,
+                    **_columns(compare(before, means, means=len(runs) > 1)),
+                }
 
 
 def _columns(paired: Paired) -> dict[str, Any]:
@@ -79,12 +84,12 @@ def _setting(tried: Sequence[Mapping[str, Any]]) -> str:
 def main_table(frame: pd.DataFrame, exam: str) -> str:
     """Methods that learned a task, on test documents of it, the best first."""
     metric, task = METRICS[exam], exam.split()[0]
-    own = frame[(frame["exam"] == exam) & ((frame["learned"] == task) | (frame["learned"].fillna("") == ""))]
-    other = own[own["metric"] == OTHER[metric]].set_index("method")
-    own = own[own["metric"] == metric].sort_values("delta", ascending=False)
+    shown = frame[(frame["exam"] == exam) & ((frame["learned"] == task) | (frame["learned"].fillna("") == ""))]
+    other = shown[shown["metric"] == OTHER[metric]].set_index("method")
+    shown = shown[shown["metric"] == metric].sort_values("delta", ascending=False)
     heads = ("method", "numbers", "file", "training", "seeds", metric, "change [95%]", "p", f"{OTHER[metric]}, p")
     lines = [f"| {' | '.join(heads)} | chosen on development documents |", "|" + "---|" * (len(heads) + 1)]
-    for row in own.to_dict("records"):
+    for row in shown.to_dict("records"):
         zero = row["method"] == "zero-shot"
         change = "" if zero else f"{_points(row['delta'])} [{_points(row['ci_low'])}, {_points(row['ci_high'])}]"
         size = f"{row['file_bytes'] / 1024:,.0f} KB" if row["file_bytes"] else ""
@@ -104,15 +109,15 @@ def elsewhere_table(frame: pd.DataFrame) -> str:
     heads = " | ".join(TITLES[exam] for exam in exams)
     lines = [f"| method | learned from | {heads} | perplexity |", "|" + "---|" * (len(exams) + 3)]
     usual = frame[frame["metric"] == frame["exam"].map(METRICS)]
-    for (method, learned), own in usual.groupby(["method", "learned"], sort=False):
+    for (method, learned), group in usual.groupby(["method", "learned"], sort=False):
         if not learned:
             continue
         values = []
         for exam in exams:
-            one = own[own["exam"] == exam].to_dict("records")
-            star = "*" if one and one[0]["p_value"] < 0.05 else ""
-            values.append(f"{_points(one[0]['delta'])}{star}" if one else "")
-        first = own.iloc[0]
+            row = group[group["exam"] == exam].to_dict("records")
+            star = "*" if row and row[0]["p_value"] < 0.05 else ""
+            values.append(f"{_points(row[0]['delta'])}{star}" if row else "")
+        first = group.iloc[0]
         ratio = "" if pd.isna(first["perplexity"]) else f"{first['perplexity'] / first['perplexity_before'] - 1:+.1%}"
         lines.append(f"| {method} | {TITLES[str(learned)]} | {' | '.join(values)} | {ratio} |")
     return "\n".join(lines)
@@ -124,9 +129,9 @@ def _points(value: float) -> str:
 
 def plot_parameters(frame: pd.DataFrame, path: Path) -> None:
     """Gain against learned numbers; where the ranking of choices alone was minimised, only if nothing else was."""
-    own = _on_arc(frame)
-    alone = own["method"].str.endswith(ALONE) & own["method"].str.removesuffix(ALONE).isin(own["method"])
-    shown = own[~alone & ~own["method"].str.contains("documents")].to_dict("records")
+    every = _on_arc(frame)
+    alone = every["method"].str.endswith(ALONE) & every["method"].str.removesuffix(ALONE).isin(every["method"])
+    shown = every[~alone & ~every["method"].str.contains("documents")].to_dict("records")
     figure, axis = plots.backend().subplots(figsize=(7.2, 4), layout="constrained")
     for row in shown:
         colour = "#ff725c" if row["method"].startswith("ours") else "#4269d0"
@@ -183,9 +188,9 @@ def write(output: Path, page: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "smollm2-135m.csv", frame.to_csv(index=False).encode())
     tried = [
-        {"method": one["method"], "learned": one["task"], "seed": one["seed"], **each}
-        for one in cells()
-        for each in one.get("tried", [])
+        {"method": cell["method"], "learned": cell["task"], "seed": cell["seed"], **setting}
+        for cell in cells()
+        for setting in cell.get("tried", [])
     ]
     write_atomically(output / "tried.csv", pd.DataFrame(tried).to_csv(index=False).encode())
     good = frame[frame["exam"].notna()] if "exam" in frame else frame

@@ -1,11 +1,11 @@
 """Checks on a real model what makes a leaderboard believable: kills change nothing, and stock runs say the same.
 
-    python scripts/check_transfer.py FOLDER
+    python scripts/tools/check_transfer.py FOLDER
 
-1. `aft transfer scripts/check_transfer.yaml` runs undisturbed; then afresh, killed with SIGKILL at five random moments
-   and started again. Both leaderboards must be equal but for dates.
+1. `aft transfer scripts/tools/check_transfer.yaml` runs undisturbed; then afresh, killed with SIGKILL at five random
+   moments and started again. Both leaderboards must be equal but for dates.
 2. The stock `lm_eval` evaluates the unchanged model and one of the boosters, and `aft leaderboard add` reads its output
-   folders. Each row must equal the study's own. Only `p_holm` may differ, whose family is larger in the study.
+   folders. Each row must equal the study's. Only `p_holm` may differ, whose family is larger in the study.
 
 Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online. A quarter of an hour on two cores.
 """
@@ -24,7 +24,7 @@ import pandas as pd
 
 HERE = Path(__file__).parent
 PLAN = HERE / "check_transfer.yaml"
-TASKS = HERE.parent / "tasks"
+TASKS = HERE.parents[1] / "tasks"
 DTYPE = "bfloat16"
 STOCK = {"arc_easy": 60, "gsm8k_choice": 40, "gsm8k_solution": 40}
 """What the stock lm_eval is asked: tasks and limits of the plan."""
@@ -48,8 +48,8 @@ def killed(model: str, folder: Path, moments: list[float]) -> None:
                 process.wait()
             else:
                 raise click.ClickException(f"the study ended within {moment:.0f} s, before it was killed")
-        said = (folder / "log").read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-        click.echo(f"killed after {moment:.1f} s: {next((line for line in reversed(said) if line.strip()), '')}")
+        lines = (folder / "log").read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+        click.echo(f"killed after {moment:.1f} s: {next((line for line in reversed(lines) if line.strip()), '')}")
     whole(model, folder)
 
 

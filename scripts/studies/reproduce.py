@@ -8,8 +8,8 @@ mean difference of activations, the function vector of reasoning prompts, and AF
 0-199 there): such a number is biased upwards. *Honest* picks the strength on rows of HellaSwag's training split, which
 nothing else touches, and reports on rows 200-399. AFT has no strength to pick.
 
-    python scripts/reproduce.py                                 # the embedded SmolLM2-135M-Instruct
-    python scripts/reproduce.py --model microsoft/phi-2         # as published; wants a GPU
+    python scripts/studies/reproduce.py                                 # the embedded SmolLM2-135M-Instruct
+    python scripts/studies/reproduce.py --model microsoft/phi-2         # as published; wants a GPU
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from aft_harness.boosters.booster import Booster
+    from aft_harness.boosters.variant import Variant
+    from aft_harness.harness.examples import Example, TaskExamples
+    from aft_harness.results.statistics import Paired
 
 TASK = "aft_hellaswag_letter"
 DEVELOPMENT_ROWS = 100
@@ -34,25 +40,22 @@ PUBLISHED = {
 """Phi-2, 200 test questions, as first reported."""
 
 
-Variant = tuple[str, float]
-"""A method and a strength."""
-
-
 @dataclass(frozen=True)
 class Row:
     """A method's two readings: accuracy, change and test, on which rows, at which strength."""
 
     method: str
-    published: Any
+    published: Paired
     published_note: str
-    honest: Any
+    honest: Paired
     honest_note: str
 
 
 def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
     """Runs the three methods and returns the table's rows."""
-    from aft_harness.training import extraction, recipe
-    from aft_harness.training import train as training
+    from aft_harness.training import extraction
+    from aft_harness.training.recipe import RECIPES
+    from aft_harness.training.train import train
 
     on_stage("rows")
     learning, test, development = rows_of(lm)
@@ -64,93 +67,97 @@ def reproduce(lm: Any, seed: int, on_stage: Callable[[str], None]) -> list[Row]:
         "function vector": extraction.function_vector(lm),
     }
     on_stage("AFT, 5 epochs")
-    settings = replace(recipe.RECIPES["original"], layers=(layer,), seed=seed)
-    boosters["AFT"] = training.train(lm, [learning], settings).booster
+    boosters["AFT"] = train(lm, [learning], replace(RECIPES["original"], layers=layer, seed=seed)).booster
     return read_twice(lm, boosters, learning.train, test, development, on_stage)
 
 
 def read_twice(
     lm: Any,
-    boosters: Mapping[str, Any],
-    early: Sequence[Any],
-    test: Sequence[Any],
-    development: Sequence[Any],
+    boosters: Mapping[str, Booster],
+    early: Sequence[Example],
+    test: Sequence[Example],
+    development: Sequence[Example],
     on_stage: Callable[[str], None],
 ) -> list[Row]:
     """Both readings of each method: the best strength of the rows that are reported, and one picked elsewhere.
 
     Args:
         lm: The model.
-        boosters: By method.
+        boosters: By method: the mean difference, the function vector and AFT, in this order.
         early: Rows 0-199, on which the function vector was first reported.
         test: Rows 200-399.
         development: Rows that nothing else touches.
-        on_stage: Told what comes next.
+        on_stage: Called with what comes next.
     """
+    from aft_harness.boosters.variant import Variant
     from aft_harness.training import extraction
 
-    means, functions = extraction.MEAN_DIFFERENCE_STRENGTHS, extraction.FUNCTION_VECTOR_STRENGTHS
     mean, function, aft = boosters
-
-    def compared(examples: Sequence[Any], *variants: Variant) -> dict[Variant, Any]:
-        return compare_all(lm, examples, {(name, strength): boosters[name] for name, strength in variants})
+    means = [Variant(mean, boosters[mean], each) for each in extraction.MEAN_DIFFERENCE_STRENGTHS]
+    functions = [Variant(function, boosters[function], each) for each in extraction.FUNCTION_VECTOR_STRENGTHS]
+    trained = Variant(aft, boosters[aft])
 
     on_stage("picking strengths on development rows")
-    elsewhere = compared(development, *((mean, each) for each in means), *((function, each) for each in functions))
-    picked = {name: best({key: elsewhere[key] for key in elsewhere if key[0] == name}) for name in (mean, function)}
+    elsewhere = compare_all(lm, development, [*means, *functions])
+    picked_mean, picked_function = best(elsewhere, means), best(elsewhere, functions)
     on_stage("rows 0-199")
-    first = compared(early, *((function, each) for each in functions))
+    first = compare_all(lm, early, functions)
     on_stage("rows 200-399")
-    last = compared(test, *((mean, each) for each in means), picked[function], (aft, 1.0))
+    last = compare_all(lm, test, [*means, picked_function, trained])
+    readings = (
+        ("200-399", last, best(last, means), picked_mean),
+        ("0-199", first, best(first, functions), picked_function),
+    )
     rows = []
-    for name, where, results in (
-        (mean, "200-399", {key: last[key] for key in last if key[0] == mean}),
-        (function, "0-199", first),
-    ):
-        biased, honest = best(results), picked[name]
-        note = f"strength {honest[1]:g} picked on {len(development)} others"
-        published = f"rows {where}, strength {biased[1]:g} picked on them"
-        rows.append(Row(name, results[biased], published, last[honest], note))
-    return [*rows, Row(aft, last[aft, 1.0], "rows 200-399", last[aft, 1.0], "nothing picked")]
+    for where, found, biased, honest in readings:
+        published = f"rows {where}, strength {biased.strength:g} picked on them"
+        note = f"strength {honest.strength:g} picked on {len(development)} others"
+        rows.append(Row(biased.name, found[biased], published, last[honest], note))
+    return [*rows, Row(aft, last[trained], "rows 200-399", last[trained], "nothing picked")]
 
 
-def best(results: Mapping[Variant, Any]) -> Variant:
+def best(results: Mapping[Variant, Paired], variants: Sequence[Variant]) -> Variant:
     """The variant with the largest change; the first of equals."""
-    return max(results, key=lambda variant: results[variant].delta)
+    return max(variants, key=lambda variant: results[variant].delta)
 
 
-def rows_of(lm: Any) -> tuple[Any, list[Any], list[Any]]:
+def rows_of(lm: Any) -> tuple[TaskExamples, list[Example], list[Example]]:
     """Examples to learn from (rows 0-199), to report on (rows 200-399), and to pick strengths by (training split)."""
-    from aft_harness.harness.examples import Prompting, TaskSelection, load_tasks, task_examples
+    from aft_harness.harness.examples import draw
+    from aft_harness.harness.selection import TaskSelection
     from aft_harness.harness.suites import folder
+    from aft_harness.harness.tasks import Tasks
 
-    def drawn(rows: str, limit: int | None = None) -> Any:
-        ((selection, task),) = load_tasks([TaskSelection(TASK, train_docs=rows, limit=limit)], [str(folder())])
-        return task_examples(selection, task, Prompting(), lm)
+    limits = {"train": None, "test": None, "development": DEVELOPMENT_ROWS + 20}
+    source = Tasks([folder()])
+    learning, test, others = (
+        draw([TaskSelection(TASK, train_docs=split, limit=limit)], lm, source=source)[0]
+        for split, limit in limits.items()
+    )
+    known = {example.document for example in (*learning.train, *test.train)}
+    development = [example for example in others.train if example.document not in known]
+    return learning, test.train, development[:DEVELOPMENT_ROWS]
 
-    learning = drawn("train")
-    test = drawn("test").train
-    known = {example.document for example in (*learning.train, *test)}
-    development = [one for one in drawn("development", DEVELOPMENT_ROWS + 20).train if one.document not in known]
-    return learning, test, development[:DEVELOPMENT_ROWS]
 
-
-def compare_all(lm: Any, examples: Sequence[Any], boosters: Mapping[Variant, Any]) -> dict[Variant, Any]:
+def compare_all(lm: Any, examples: Sequence[Example], variants: Sequence[Variant]) -> dict[Variant, Paired]:
     """Each variant against the unchanged model, question by question, in one pass."""
+    from aft_harness.boosters.variant import BASELINE
     from aft_harness.results.statistics import compare
-    from aft_harness.training.answers import answers
+    from aft_harness.training.development import outcomes
+    from aft_harness.training.objective import TaskObjective
 
-    running = [variant for variant in boosters if variant[1]]  # at strength 0 the model is unchanged, bit for bit
-    steerings = [None, *(lm.steering_for(boosters[variant], variant[1]) for variant in running)]
-    baseline, *steered = [[bool(answer.right) for answer in given] for given in answers(lm, examples, steerings)]
-    found = dict(zip(running, steered, strict=True))
-    return {variant: compare(baseline, found.get(variant, baseline)) for variant in boosters}
+    running = [variant for variant in variants if variant.strength]  # at strength 0 the model is unchanged, bit for bit
+    objectives = {example.task: TaskObjective("choice") for example in examples}
+    graded = outcomes(lm, examples, objectives, [BASELINE, *running])
+    baseline, *steered = [[bool(outcome.right) for outcome in each] for each in graded]
+    right = dict(zip(running, steered, strict=True))
+    return {variant: compare(baseline, right.get(variant, baseline)) for variant in variants}
 
 
 def table(rows: Sequence[Row]) -> str:
     """The table as text."""
 
-    def said(paired: Any) -> str:
+    def reading(paired: Paired) -> str:
         return (
             f"{paired.baseline:.1%} -> {paired.steered:.1%} ({100 * paired.delta:+.1f} "
             f"[{100 * paired.ci_low:+.1f}, {100 * paired.ci_high:+.1f}], n = {paired.n}, p = {paired.p_value:.2g})"
@@ -160,7 +167,7 @@ def table(rows: Sequence[Row]) -> str:
     first = rows[-1].honest
     cells = [("baseline", PUBLISHED["baseline"], f"{first.baseline:.1%}", f"{first.baseline:.1%} (n = {first.n})")]
     for row in rows:
-        cells.append((row.method, PUBLISHED[row.method], said(row.published), said(row.honest)))
+        cells.append((row.method, PUBLISHED[row.method], reading(row.published), reading(row.honest)))
         cells.append(("", "", row.published_note, row.honest_note))
     widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *cells]]
@@ -198,10 +205,10 @@ def main(model: str | None, dtype: str, device: str | None, batch_size: int, see
             seconds = time.perf_counter() - start
     except AftError as error:
         raise click.ClickException(str(error)) from None
-    said = f"{lm.base_model.name}, {lm.model.dtype}, seed {seed}, {seconds:.0f} s\n\n{table(rows)}"
-    click.echo(said)
+    text = f"{lm.base_model.name}, {lm.model.dtype}, seed {seed}, {seconds:.0f} s\n\n{table(rows)}"
+    click.echo(text)
     if output:
-        output.write_text(said + "\n", encoding="utf-8")
+        output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains LoReFT with pyreft by the losses of the comparison, in an environment that has pyreft.
 
-Run by scripts/compare.py: `python loreft.py INPUT.json OUTPUT.json`. The input holds token ids of training, development
+Run by compare.py: `python loreft.py INPUT.json OUTPUT.json`. The input holds token ids of training, development
 and test requests; the output the settings that were best on the development documents, and the loglikelihoods of the
 test requests under them. LoReFT changes the hidden states of the first and last tokens of each prompt at every layer
 (Wu et al. 2024, arXiv:2404.03592); rank 4 and five tokens at either end.
@@ -40,28 +40,28 @@ def scores(reft, requests, layers):
     found = []
     for row, (context, continuation) in enumerate(requests):
         start = len(context) - 1
-        own = output.logits[row, start : start + len(continuation)].float().log_softmax(-1)
-        found.append(own[range(len(continuation)), continuation].sum())
+        scored = output.logits[row, start : start + len(continuation)].float().log_softmax(-1)
+        found.append(scored[range(len(continuation)), continuation].sum())
     return torch.stack(found)
 
 
-def loss(reft, examples, told, layers):
-    """Mean loss, as `aft_harness.training.lesson` defines `both` and `choice`, and how many best choices are right."""
+def loss(reft, examples, asked, layers):
+    """Mean loss, `both` or `choice` of `aft_harness.training.objective`, and how many best choices are right."""
     sums = iter(scores(reft, [request for requests, _ in examples for request in requests], layers))
     total, right = 0.0, 0
     for requests, gold in examples:
         ranked = torch.stack([next(sums) for _ in requests])
-        total = total - (ranked / told["temperature"]).log_softmax(0)[gold]
-        if told["objective"] == "both":
+        total = total - (ranked / asked["temperature"]).log_softmax(0)[gold]
+        if asked["objective"] == "both":
             total = total - ranked[gold] / len(requests[gold][1])
         right += int(ranked.argmax()) == gold
     return total / len(examples), right
 
 
-def trained(model, told, rate):
+def trained(model, asked, rate):
     """A model with the interventions that one rate gives, how it does on development documents, and its numbers."""
     count, size = model.config.num_hidden_layers, model.config.hidden_size
-    torch.manual_seed(told["seed"])
+    torch.manual_seed(asked["seed"])
     reft = pyreft.get_reft_model(
         model,
         pyreft.ReftConfig(
@@ -78,26 +78,26 @@ def trained(model, told, rate):
     )
     start = time.perf_counter()
     parameters = [part for part in reft.parameters() if part.requires_grad]
-    steps = told["epochs"] * -(-len(told["train"]) // told["batch_size"])
+    steps = asked["epochs"] * -(-len(asked["train"]) // asked["batch_size"])
     adam = torch.optim.Adam(parameters, lr=rate)
     pace = torch.optim.lr_scheduler.LinearLR(adam, start_factor=1.0, end_factor=0.0, total_iters=steps)
-    for epoch in range(told["epochs"]):
-        order = torch.randperm(len(told["train"]), generator=torch.Generator().manual_seed(epoch)).tolist()
-        for place in range(0, len(order), told["batch_size"]):
-            if time.perf_counter() - start > told["budget"]:
+    for epoch in range(asked["epochs"]):
+        order = torch.randperm(len(asked["train"]), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for place in range(0, len(order), asked["batch_size"]):
+            if time.perf_counter() - start > asked["budget"]:
                 break
             adam.zero_grad()
-            batch = [told["train"][index] for index in order[place : place + told["batch_size"]]]
-            loss(reft, batch, told, count)[0].backward()
+            batch = [asked["train"][index] for index in order[place : place + asked["batch_size"]]]
+            loss(reft, batch, asked, count)[0].backward()
             adam.step()
             pace.step()
     seconds = time.perf_counter() - start
     with torch.no_grad():
-        parts = [told["development"][place : place + 8] for place in range(0, len(told["development"]), 8)]
-        found = [(*loss(reft, part, told, count), len(part)) for part in parts]
-    size = len(told["development"])
+        parts = [asked["development"][place : place + 8] for place in range(0, len(asked["development"]), 8)]
+        found = [(*loss(reft, part, asked, count), len(part)) for part in parts]
+    size = len(asked["development"])
     measured = {
-        "development_loss": sum(float(own) * length for own, _, length in found) / size,
+        "development_loss": sum(float(value) * length for value, _, length in found) / size,
         "development_accuracy": sum(right for _, right, _ in found) / size,
         "seconds": seconds,
     }
@@ -107,11 +107,11 @@ def trained(model, told, rate):
 def main():
     """Reads, trains, writes."""
     source, target = sys.argv[1:]
-    told = json.loads(Path(source).read_text())
-    model = older.model(told["model"], torch.bfloat16)
+    asked = json.loads(Path(source).read_text())
+    model = older.model(asked["model"], torch.bfloat16)
     best, tried = None, []
-    for rate in told["rates"]:
-        reft, measured, parameters = trained(copy.deepcopy(model), told, rate)
+    for rate in asked["rates"]:
+        reft, measured, parameters = trained(copy.deepcopy(model), asked, rate)
         tried.append({"rate": rate, **measured})
         print(tried[-1], flush=True)
         if best is None or measured["development_accuracy"] > best[1]["development_accuracy"]:
@@ -120,7 +120,7 @@ def main():
     reft, measured, parameters = best
     results: dict[str, list[float]] = {}
     with torch.no_grad():
-        for name, requests in told["exams"].items():
+        for name, requests in asked["exams"].items():
             results[name] = []
             for place in range(0, len(requests), 32):
                 results[name] += scores(reft, requests[place : place + 32], model.config.num_hidden_layers).tolist()
