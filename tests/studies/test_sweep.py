@@ -164,7 +164,9 @@ def test_a_booster_that_lost_the_list_of_its_documents_is_not_swept(lm: SteeredH
         sweep.strengths(lm, Variant("a", lost), [1.0], [drawn(lm)], TEST)
     lost.save(tmp_path / "b.safetensors")
     assert Booster.load(tmp_path / "b.safetensors").provenance == lost.provenance
-    documents = mix([(lost, 1.0), (booster().booster, 1.0)]).provenance.documents
+    other = booster().booster
+    assert other is not None
+    documents = mix([(lost, 1.0), (other, 1.0)]).provenance.documents
     assert documents is not None and documents.count == 2001
 
 
@@ -269,12 +271,11 @@ def test_the_automatic_layer_is_the_best_on_development_documents(lm: SteeredHFL
         assert (scores[layer].accuracy, scores[layer].n) == (run.after.accuracy, run.after.n)
         assert scores[layer].loss == pytest.approx(run.after.loss, abs=1e-4)
     assert trained.booster.provenance.layer_sweep == {str(layer): score for layer, score in scores.items()}
-    for run in (
-        lambda task: sweep.best_layer(lm, [task], how, [0]),
-        lambda task: sweep.layers(lm, [task], how, [0], Path("nowhere"), TEST),
-    ):
-        with pytest.raises(TrainingError, match="development documents; set some aside"):
-            run(drawn(lm, dev_docs=0))
+    none = drawn(lm, dev_docs=0)
+    with pytest.raises(TrainingError, match="layers are chosen on development documents; set some aside"):
+        sweep.best_layer(lm, [none], how, [0])
+    with pytest.raises(TrainingError, match="chooses on development documents; set some aside"):
+        sweep.layers(lm, [none], how, [0], Path("nowhere"), TEST)
 
 
 def test_layers_that_are_tried_by_themselves_are_spread_over_the_model() -> None:
