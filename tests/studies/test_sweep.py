@@ -99,6 +99,16 @@ def test_strengths_multiply_that_of_the_reference(lm: SteeredHFLM) -> None:
     assert [point.development for point in once.points] == [point.development for point in twice.points]
 
 
+def test_variants_are_named_after_the_reference_and_their_strength(lm: SteeredHFLM) -> None:
+    for name, strength, expected in (
+        ("a.safetensors", 1.0, "a at 0.5"),
+        ("a.safetensors:4", 4.0, "a at 2"),
+        ("a.safetensors+b.safetensors:2", 1.0, "a+b:2 at 0.5"),
+    ):
+        (point,) = sweep.strengths(lm, Variant(name, booster().booster, strength), [0.5], [drawn(lm)], TEST).points
+        assert point.variant.name == expected
+
+
 def test_strengths_that_look_alike_are_kept_apart(lm: SteeredHFLM) -> None:
     found = sweep.strengths(lm, booster(), [0.12345678, 0.12345679], [drawn(lm)], TEST)
     assert [[row["strength"] for row in point.rows] for point in found.points] == [[0.12345678], [0.12345679]]
