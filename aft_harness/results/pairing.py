@@ -10,6 +10,7 @@ import glob
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     for key, line in first.items():
         members = [run[key] for run in indexed]
         pooled = {
-            metric: sum(member[metric] for member in members) / len(members)
+            # Exact fractions: the mean of equal numbers is that number, which a sum of floats divided by n need not be.
+            metric: statistics.mean(float(member[metric]) for member in members)
             for metric in _metrics(line)
             if all(comparable(member.get(metric)) for member in members)
         }

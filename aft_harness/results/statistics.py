@@ -17,6 +17,9 @@ RESAMPLES = 9999
 _EXACT_PAIRS = 12
 """So many documents that differ are flipped in every way; more are flipped at random."""
 
+_ROUNDING = 4 * float(np.finfo(float).eps)
+"""Relative size of a difference that arithmetic alone can make: a few units in the last place."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -46,12 +49,13 @@ class Paired:
 
     @property
     def delta(self) -> float:
-        """Change of the mean."""
-        return self.steered - self.baseline
+        """Change of the mean; zero where it is no more than rounding."""
+        change = self.steered - self.baseline
+        return change if abs(change) > _ROUNDING * max(abs(self.steered), abs(self.baseline)) else 0.0
 
 
 def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool = False) -> Paired:
-    """Compares two sequences of outcomes, document by document.
+    """Compares two sequences of outcomes, document by document; those that differ by rounding alone are equal.
 
     Args:
         baseline: One a document.
@@ -66,7 +70,10 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
     before, after = np.asarray(baseline, dtype=float), np.asarray(steered, dtype=float)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError("paired outcomes must be finite numbers")
+    after = np.where(np.abs(after - before) > _ROUNDING * np.maximum(np.abs(after), np.abs(before)), after, before)
     differences = after - before
+    if np.ptp(differences) <= _ROUNDING * max(np.abs(after).max(), np.abs(before).max()):
+        differences = np.full_like(differences, np.median(differences))  # all the same but for rounding
     gained = lost = None
     if not means and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
@@ -76,8 +83,8 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
     low, high = paired_interval(differences)
     return Paired(
         n=len(before),
-        baseline=float(before.mean()),
-        steered=float(after.mean()),
+        baseline=math.fsum(before) / len(before),
+        steered=math.fsum(after) / len(after),
         gained=gained,
         lost=lost,
         p_value=p_value,
@@ -110,9 +117,11 @@ def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0)
     values = values[values != 0]  # their sign changes nothing
     if len(values) < 2:
         return 1.0  # one document may as well have changed the other way
+    total = math.fsum(np.abs(values))
     test = permutation_test(
         (values, np.zeros_like(values)),
-        lambda left, right, axis: np.sum(left - right, axis=axis),
+        # Rounded, so that sums that are equal but for the order of their terms count as equal.
+        lambda left, right, axis: np.round(np.sum(left - right, axis=axis) / total, 12),
         permutation_type="samples",
         vectorized=True,
         n_resamples=2**_EXACT_PAIRS if len(values) <= _EXACT_PAIRS else RESAMPLES,

@@ -118,6 +118,18 @@ def test_under_no_effect_few_leaderboards_claim_one() -> None:
     assert claimed <= 0.05 * 200
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 6, 7, 10])
+def test_seeds_that_change_nothing_claim_nothing(seeds: int) -> None:
+    # A sum of equal floats divided by their number is not always that float: (x + x + x) / 3 != x for every fourth x.
+    outcomes = np.random.default_rng(seeds).random(120).tolist()
+    steered = [run({"b": lines(outcomes, "f1")}, f"s{seed}", seed) for seed in range(seeds)]
+    table = corrected(rows([run({"b": lines(outcomes, "f1")}), *steered]))
+    assert [row["seed"] for row in table].count(POOLED) == 1
+    for row in table:
+        assert (row["delta"], row["p_value"]) == (0.0, 1.0)
+        assert row["p_holm"] in (1.0, None)
+
+
 def test_ten_thousand_rows_are_added_and_shown(tmp_path: Path) -> None:
     (row,) = rows([run({"b": lines([0, 0, 1])}), run({"b": lines([1, 0, 1])}, "s")])
     add(tmp_path / "l.csv", [{**row, "booster_sha256": f"{place:064x}"} for place in range(10_000)])

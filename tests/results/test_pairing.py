@@ -109,6 +109,12 @@ def test_what_cannot_be_read_or_chosen_is_named(tmp_path: Path) -> None:
         read_samples(tmp_path, "x")
 
 
+def test_the_mean_of_equal_numbers_is_that_number() -> None:
+    for count in range(1, 12):
+        line = {"filter": "none", "doc_hash": "d", "doc_id": 0, "metrics": ["f1"], "f1": 0.1}
+        assert mean_samples([[line]] * count)[0]["f1"] == 0.1
+
+
 def test_samples_without_metrics_or_documents_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "samples_x_2026-01-01.jsonl", [0])
     lines = read_lines(tmp_path / "samples_x_2026-01-01.jsonl")

@@ -83,6 +83,24 @@ def test_many_differences_are_exchanged_at_random() -> None:
     assert sign_flip([0.0, 0.0]) == 1.0 == sign_flip([])
 
 
+def test_rounding_is_no_effect() -> None:
+    before = np.random.default_rng(0).normal(size=60)
+    after = np.nextafter(before, np.inf)
+    result = compare(before.tolist(), after.tolist())
+    assert (result.delta, result.p_value) == (0.0, 1.0)
+    # The order of documents does not matter, in which a sum of floats differs.
+    assert compare([0.1, 0.2, 0.3, 0.7], [0.3, 0.7, 0.2, 0.1]).delta == 0.0
+    assert compare([0.1, 0.2], [0.15, 0.15]).delta == 0.0
+    # A change that is small but no rounding stays one.
+    assert compare(before.tolist(), (before + 1e-12).tolist()).p_value < 0.001
+
+
+def test_sums_in_another_order_are_ties() -> None:
+    whole = [-64, 214, 32, -280, 158, 137, 207, -403]  # integers, whose sums have no rounding
+    for factor in (0.1, 1 / 3, 1e-9, 7e11):
+        assert sign_flip(np.array(whole) * factor) == sign_flip(whole) == pytest.approx(brute_sign_flip(whole))
+
+
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9, 0.001, 0.03, 1.0], []])
 def test_holm_is_the_step_down_of_its_definition(p_values: list[float]) -> None:
     expected = [
