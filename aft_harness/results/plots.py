@@ -64,7 +64,8 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
         rows = rows[rows["metric"] == metric].sort_values(over)
         scale = _scale(rows)
         deltas = scale * rows["delta"]
-        errors = [deltas - scale * rows["ci_low"], scale * rows["ci_high"] - deltas]
+        # An end may lie on the point itself, and beyond it by rounding; that of an unknown interval is not drawn.
+        errors = [(deltas - scale * rows["ci_low"]).clip(lower=0), (scale * rows["ci_high"] - deltas).clip(lower=0)]
         axis.errorbar(rows[over], deltas, yerr=errors, fmt="o", color=_BLUE, ecolor=_PALE_BLUE, markersize=4)
         chosen = rows[rows["chosen"].fillna(0).astype(bool)] if "chosen" in rows else rows[:0]
         if len(chosen):

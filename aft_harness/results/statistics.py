@@ -14,6 +14,9 @@ from scipy.stats import binomtest, bootstrap, permutation_test
 
 RESAMPLES = 9999
 
+_ALPHA = 0.05
+"""One minus the coverage of intervals."""
+
 _EXACT_PAIRS = 12
 """So many documents that differ are flipped in every way; more are flipped at random."""
 
@@ -32,7 +35,7 @@ class Paired:
         gained: Documents wrong before and right after; None where outcomes are not 0 or 1.
         lost: Documents right before and wrong after; None where outcomes are not 0 or 1.
         p_value: Two-sided: exact McNemar test of 0/1 outcomes, sign-flip permutation test of others.
-        ci_low: Lower end of the 95% interval of the change, paired bootstrap over documents.
+        ci_low: Lower end of the 95% interval of the change, see `paired_interval`; NaN where nothing is known of it.
         ci_high: Its upper end.
         min_detectable: See `min_detectable`.
     """
@@ -75,12 +78,14 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
     if np.ptp(differences) <= _ROUNDING * max(np.abs(after).max(), np.abs(before).max()):
         differences = np.full_like(differences, np.median(differences))  # all the same but for rounding
     gained = lost = None
-    if not means and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+    right_or_wrong = bool(np.isin(before, (0, 1)).all())
+    if not means and right_or_wrong and np.isin(after, (0, 1)).all():
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
         p_value = exact_mcnemar(gained, lost)
     else:
         p_value = sign_flip(differences)
-    low, high = paired_interval(differences)
+    fractions = gained is not None or (means and right_or_wrong and bool(((after >= 0) & (after <= 1)).all()))
+    low, high = paired_interval(differences, fractions=fractions)
     return Paired(
         n=len(before),
         baseline=math.fsum(before) / len(before),
@@ -90,7 +95,7 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
         p_value=p_value,
         ci_low=low,
         ci_high=high,
-        min_detectable=min_detectable(differences),
+        min_detectable=min_detectable(differences, fractions=fractions),
     )
 
 
@@ -131,19 +136,31 @@ def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0)
     return min(1.0, float(test.pvalue))
 
 
-def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+def paired_interval(
+    differences: Sequence[float] | NDArray[np.float64], seed: int = 0, *, fractions: bool = False
+) -> tuple[float, float]:
     """95% interval of the mean difference: percentile bootstrap over documents (Efron & Tibshirani 1993, chapter 13).
+
+    Where no two documents differ in their difference d, resampling would show none of the uncertainty. Of n documents
+    that are all alike, Clopper & Pearson (Biometrika 26, 1934) bound the fraction of documents at large that are like
+    them from below by q = 0.025^(1/n). Outcomes between 0 and 1 can differ by 1 at most in the others, so that the mean
+    lies in q * d -+ (1 - q): 0 -+ 1 - q where nothing was gained and nothing lost, about 3.7 / n. Without such a bound
+    nothing is known.
 
     Args:
         differences: Steered minus baseline, one a document.
         seed: Of the resampling.
+        fractions: Outcomes lie between 0 and 1.
 
     Returns:
-        Both ends; the mean itself twice where no two documents differ in their difference.
+        Both ends; NaN where nothing is known of them.
     """
     values = np.asarray(differences, dtype=float)
     if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+        if not fractions:
+            return math.nan, math.nan
+        change, others = float(values[0]), 1 - (_ALPHA / 2) ** (1 / len(values))
+        return change - others * (1 + change), change + others * (1 - change)
     interval = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
@@ -151,7 +168,11 @@ def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: in
 
 
 def min_detectable(
-    differences: Sequence[float] | NDArray[np.float64], power: float = 0.8, alpha: float = 0.05
+    differences: Sequence[float] | NDArray[np.float64],
+    power: float = 0.8,
+    alpha: float = 0.05,
+    *,
+    fractions: bool = True,
 ) -> float:
     """Smallest change that so many documents would show: with this power, at this two-sided level.
 
@@ -163,6 +184,7 @@ def min_detectable(
         differences: Steered minus baseline, one a document.
         power: Probability of a significant result.
         alpha: Level of the test.
+        fractions: Outcomes lie between 0 and 1.
 
     Returns:
         The change, in the metric's own unit; NaN where no change would do, or nothing is known of the variance.
@@ -170,8 +192,9 @@ def min_detectable(
     values = np.asarray(differences, dtype=float)
     count = len(values)
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
-    if not np.isin(values, (-1, 0, 1)).all():
-        return float((z_alpha + z_power) * values.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    if not (fractions and np.isin(values, (-1, 0, 1)).all()):
+        alike = not np.ptp(values)  # in which case nothing is known of the variance
+        return math.nan if alike else float((z_alpha + z_power) * values.std(ddof=1) / math.sqrt(count))
     discordant = float(np.mean(values != 0))
 
     def surplus(delta: float) -> float:

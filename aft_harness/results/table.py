@@ -164,7 +164,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     fraction = row["metric"] is not None and is_fraction(row)
     filter_name = "" if row["filter"] in (None, "", "none") else f",{row['filter']}"
     star = " *" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
-    ends = (row["delta"], row["ci_low"], row["ci_high"])
+    change = "" if row["delta"] is None else _change(row["delta"], row["ci_low"], row["ci_high"], fraction)
     cells = {
         "model": _text(row["model"]),
         "booster": _text(row["booster"]),
@@ -185,7 +185,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "n": _number(row["n"], "d"),
         "baseline": _mean(row["baseline"], fraction),
         "steered": _mean(row["steered"], fraction),
-        "change [95% interval]": "" if None in ends else _change(*ends, fraction) + star,
+        "change [95% interval]": change and change + star,
         "p": _number(row["p_value"], ".2g"),
         "p (Holm)": _number(row["p_holm"], ".2g"),
     }
@@ -195,10 +195,11 @@ def _mean(value: float | None, fraction: bool) -> str:
     return _number(value, ".1%" if fraction else ".4g")
 
 
-def _change(delta: float, low: float, high: float, fraction: bool) -> str:
-    if fraction:
-        return f"{100 * delta:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{delta:+.4g} [{low:+.4g}, {high:+.4g}]"
+def _change(delta: float, low: float | None, high: float | None, fraction: bool) -> str:
+    scale, form, unit = (100, "+.1f", " points") if fraction else (1, "+.4g", "")
+    unknown = low is None or high is None or math.isnan(low) or math.isnan(high)
+    interval = "unknown" if unknown else ", ".join(format(scale * end, form) for end in (low, high) if end is not None)
+    return f"{scale * delta:{form}}{unit} [{interval}]"
 
 
 def _number(value: float | None, form: str) -> str:

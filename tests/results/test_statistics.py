@@ -10,7 +10,15 @@ from scipy.stats import binomtest, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from aft_harness.results.statistics import RESAMPLES, compare, exact_mcnemar, holm, min_detectable, sign_flip
+from aft_harness.results.statistics import (
+    RESAMPLES,
+    compare,
+    exact_mcnemar,
+    holm,
+    min_detectable,
+    paired_interval,
+    sign_flip,
+)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 5), (13, 55), (107, 28), (3, 0)])
@@ -40,8 +48,43 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     differences = np.array(after) - np.array(before)
     means = rng.choice(differences, (20000, 200)).mean(axis=1)
     assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
-    same = compare([1, 0], [1, 0])
-    assert (same.ci_low, same.ci_high) == (0, 0)
+
+
+def clopper_pearson(count: int, n: int) -> tuple[float, float]:
+    return tuple(binomtest(count, n).proportion_ci(0.95, "exact"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12, 400])
+def test_documents_that_are_all_alike_leave_what_their_number_allows(n: int) -> None:
+    before = [place % 2 for place in range(n)]
+    fewest, most = clopper_pearson(0, n)
+    unchanged = compare(before, before)
+    assert fewest == 0.0 and (unchanged.ci_low, unchanged.ci_high) == pytest.approx((-most, most))
+    lowest, highest = clopper_pearson(n, n)
+    gained, lost = compare([0] * n, [1] * n), compare([1] * n, [0] * n)
+    assert (gained.ci_low, gained.ci_high) == (pytest.approx(lowest - most), highest)
+    assert (lost.ci_low, lost.ci_high) == (-highest, pytest.approx(most - lowest))
+    # Pooled seeds are fractions, too; whole documents may differ.
+    pooled = compare(before, [float(outcome) for outcome in before], means=True)
+    assert (pooled.ci_low, pooled.ci_high) == pytest.approx((-most, most))
+
+
+def test_an_interval_without_a_discordant_document_holds_the_change_often_enough() -> None:
+    rng = np.random.default_rng(0)
+    for gain, loss, n in [(0.05, 0.0, 20), (0.0, 0.02, 50), (0.01, 0.01, 100), (0.3, 0.1, 5)]:
+        missed = 0
+        for counts in rng.multinomial(n, [gain, loss, 1 - gain - loss], size=4000):
+            if counts[2] == n:  # all other draws are the bootstrap's
+                low, high = paired_interval(np.zeros(n), fractions=True)
+                missed += not low <= gain - loss <= high
+        assert missed / 4000 <= 0.05
+
+
+def test_nothing_is_known_of_numbers_that_all_change_alike() -> None:
+    for shift in (0.0, 0.1):
+        result = compare([2.25, 0.5, 7.75], [2.25 + shift, 0.5 + shift, 7.75 + shift])
+        assert result.delta == pytest.approx(shift) and result.gained is None
+        assert np.isnan([result.ci_low, result.ci_high, result.min_detectable]).all()
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], [1, 0]), ([], []), ([0.5], [float("nan")])])
