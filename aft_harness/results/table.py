@@ -22,24 +22,29 @@ COLUMNS = (
     *("model", "revision", "architecture", "parameters", "booster", "booster_sha256", "method", "objective"),
     *("trained_on", "trained_n", "layers", "strength", "booster_parameters", "task", "task_version", "num_fewshot"),
     *("metric", "filter", "n", "baseline", "steered", "delta", "ci_low", "ci_high", "gained", "lost", "p_value"),
-    *("p_holm", "min_detectable", "transfer", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
+    *("p_holm", "min_detectable", "transfer", "seed", "seeds", "dtype", "device", "documents_sha256"),
+    *("prompts_sha256", "lm_eval", "aft_harness", "date"),
 )
 """Of every table, in this order; one row a model x booster x strength x task x metric x seed.
 
 `p_holm` is empty in rows outside the family that is corrected: metrics that are not the task's first, strengths other
-than 1, and single seeds where a row pools them."""
+than 1, and single seeds where a row pools them. `seeds` is how many a row pools, `documents_sha256` and
+`prompts_sha256` are `pairing.Asked`."""
+
+LATER = ("seeds", "documents_sha256", "prompts_sha256")
+"""Columns that files of earlier versions lack: empty when such a file is read."""
 
 DEVELOPMENT = ("development_n", "development_accuracy", "development_loss", "development_measure", "chosen")
 """Further columns of a sweep: how the variant did on development documents, and whether that chose it (0 or 1)."""
 
 TEXT = (
     *("model", "revision", "architecture", "booster", "booster_sha256", "method", "objective", "trained_on", "layers"),
-    *("task", "task_version", "metric", "filter", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
-    "development_measure",
+    *("task", "task_version", "metric", "filter", "seed", "dtype", "device", "documents_sha256"),
+    *("prompts_sha256", "lm_eval", "aft_harness", "date", "development_measure"),
 )
 COUNTS = (
     *("parameters", "trained_n", "booster_parameters", "num_fewshot", "n", "gained", "lost", "transfer"),
-    *("development_n", "chosen"),
+    *("seeds", "development_n", "chosen"),
 )
 NUMBERS = tuple(column for column in (*COLUMNS, *DEVELOPMENT) if column not in (*TEXT, *COUNTS))
 
@@ -99,8 +104,9 @@ def read(path: Path) -> pd.DataFrame:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise TaskError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
-    if missing := [column for column in COLUMNS if column not in frame]:
+    if missing := [column for column in COLUMNS if column not in frame and column not in LATER]:
         raise TaskError(f"{path}: is no leaderboard: it lacks the column {missing[0]}")
+    frame = frame.assign(**{column: "" for column in LATER if column not in frame})
     frame = frame[[column for column in (*COLUMNS, *DEVELOPMENT) if column in frame]].astype(object)
     for column in _text_columns(frame):
         frame[column] = [cell[1:] if _ESCAPED.match(cell) else cell for cell in frame[column]]

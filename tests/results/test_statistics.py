@@ -62,8 +62,8 @@ def test_documents_that_are_all_alike_leave_what_their_number_allows(n: int) -> 
     assert fewest == 0.0 and (unchanged.ci_low, unchanged.ci_high) == pytest.approx((-most, most))
     lowest, highest = clopper_pearson(n, n)
     gained, lost = compare([0] * n, [1] * n), compare([1] * n, [0] * n)
-    assert (gained.ci_low, gained.ci_high) == (pytest.approx(lowest - most), highest)
-    assert (lost.ci_low, lost.ci_high) == (-highest, pytest.approx(most - lowest))
+    assert (gained.ci_low, gained.ci_high) == pytest.approx((lowest - most, highest))
+    assert (lost.ci_low, lost.ci_high) == pytest.approx((-highest, most - lowest))
     # Pooled seeds are fractions, too; whole documents may differ.
     pooled = compare(before, [float(outcome) for outcome in before], means=True)
     assert (pooled.ci_low, pooled.ci_high) == pytest.approx((-most, most))
