@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,8 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from aft_harness.engine.forward import ForwardPass
-from aft_harness.engine.rows import Batch, Row, batches
+from aft_harness.engine.rows import Batch, Row, batches, pad
+from aft_harness.engine.trie import pack
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ COARSE_TOLERANCE = 0.15
 
 # What a model may raise when it is given a mask or positions that it has no use for.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+_BOTTOM = 8
+"""Layers that are run to see what a model makes of sequences of different lengths."""
 
 T = TypeVar("T")
 
@@ -74,6 +79,7 @@ class Probe:
 
     Attributes:
         covered: What packed rows have been checked for, with the mask form that is in use.
+        alone: Whether the model takes one row a pass only: what it makes of a row depends on the rows beside it.
     """
 
     def __init__(self, forward_pass: ForwardPass) -> None:
@@ -85,6 +91,8 @@ class Probe:
         """
         self._forward_pass = forward_pass
         self.covered = Extent()
+        self.alone = False
+        self._lengths = (sys.maxsize, 0)  # of the shortest and the longest sequence that have been compared
         self._resumes: dict[int, bool] = {}
 
     @property
@@ -129,6 +137,34 @@ class Probe:
             self._resumes.clear()
         logger.info("%s does not take packed rows; using plain rows", type(forward_pass.model).__name__)
         return None
+
+    @torch.no_grad()
+    def compare_lengths(self, longest: Sequence[int], shortest: Sequence[int]) -> None:
+        """Finds out whether a short sequence comes out otherwise beside a long one, in plain rows of one pass.
+
+        A model that chooses its rotary frequencies by the longest sequence of a pass does that: it takes one row a pass
+        from then on, and no packed rows. Such a choice is made at the bottom of a model: a few layers tell.
+
+        Args:
+            longest: Token ids of the longest sequence that will be run.
+            shortest: Those of the shortest.
+        """
+        low, high = self._lengths
+        if self.alone or (low <= len(shortest) and len(longest) <= high):
+            return
+        self._lengths = min(low, len(shortest)), max(high, len(longest))
+        forward_pass = self._forward_pass
+        plain = ForwardPass(forward_pass.model, forward_pass.layers, forward_pass.device, packed=False)
+        top, last = min(_BOTTOM, len(forward_pass.layers)) - 1, len(shortest) - 1
+        found = []
+        for sequences in ([longest, shortest], [shortest]):
+            rows = [row for sequence in sequences for row in pack([sequence], [1], 1)]
+            found.append(plain.hidden(pad(rows), top)[-1, last].float())
+        beside, by_itself = found
+        if not float((beside - by_itself).norm()) <= self.tolerance * float(by_itself.norm()):
+            self.alone = True
+            forward_pass.mask_forms.clear()
+            logger.info("%s looks at all rows of a pass; using one row a pass", type(forward_pass.model).__name__)
 
     def resumes(self, batch: Batch, layer: int) -> bool:
         """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
@@ -194,12 +230,14 @@ class Probe:
 def revealing(batch: Batch) -> list[tuple[Row, int]]:
     """The rows, with a member of each, on which a wrong mask shows.
 
-    The deepest member meets every window; the last of the widest row that branches has all its siblings before it.
+    The deepest member meets every window; the last of the widest row that branches has all its siblings before it, the
+    first all of them after it.
     """
     deepest = max(batch.rows, key=lambda row: int(row.depth.max()))
     end = max(range(len(deepest.tails)), key=lambda place: int(deepest.depth[deepest.tails[place][-1]]))
     branching = [row for row in batch.rows if _branches(row)]
-    return [(deepest, deepest.members[end]), *((row, row.members[-1]) for row in branching[:1])]
+    extremes = [(row, row.members[place]) for row in branching[:1] for place in (-1, 0)]
+    return [(deepest, deepest.members[end]), *extremes]
 
 
 def _branches(row: Row) -> bool:

@@ -90,7 +90,7 @@ def batches(rows: Sequence[Row], max_tokens: int, most_padding: int | None = Non
     by_width = sorted(rows, key=len, reverse=True)
     ordered = iter(by_width)
     groups = grouped([len(row) for row in by_width], max_tokens, most_padding)
-    return [_pad([next(ordered) for _ in group]) for group in groups]
+    return [pad([next(ordered) for _ in group]) for group in groups]
 
 
 def visible(
@@ -210,7 +210,7 @@ def grouped(widths: Sequence[int], max_tokens: int, most_padding: int | None = N
     return groups
 
 
-def _pad(rows: Sequence[Row]) -> Batch:
+def pad(rows: Sequence[Row]) -> Batch:
     """Pad rows, the widest of which comes first."""
     shape = (len(rows), len(rows[0]))
     input_ids = rows[0].tokens.new_zeros(shape)

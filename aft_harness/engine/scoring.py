@@ -112,6 +112,11 @@ class Engine:
         return self.forward_pass.packed
 
     @property
+    def alone(self) -> bool:
+        """Whether the model takes one row a pass only, see `Probe`."""
+        return self.probe.alone
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
         return self.forward_pass.dtype
@@ -140,6 +145,7 @@ class Engine:
         Returns:
             By steering, by request: summed loglikelihood, and whether the continuation is the greedy one.
         """
+        self.compare_lengths(requests)
         known = set(known)
         results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in steerings]
         remaining = set(range(len(requests)))
@@ -163,6 +169,12 @@ class Engine:
                     finished = True
         return results
 
+    def compare_lengths(self, requests: Sequence[Request]) -> None:
+        """Tries the longest of some requests beside the shortest, see `Probe.compare_lengths`."""
+        if len(requests) > 1:
+            sequences = [request.inputs for request in (max(requests, key=_length), min(requests, key=_length))]
+            self.probe.compare_lengths(*sequences)
+
     def _batches(self, requests: Sequence[Request], indices: Sequence[int], max_tokens: int) -> list[Batch]:
         sequences = [requests[index].inputs for index in indices]
         tails = [len(requests[index].continuation) for index in indices]
@@ -171,7 +183,7 @@ class Engine:
         if self.packed:
             width = trie.choose_width(max_tokens, attention_cost=self.forward_pass.attention_cost)
         rows = [replace(row, members=tuple(indices[member] for member in row.members)) for row in trie.rows(width)]
-        return batches(rows, max_tokens)
+        return batches(rows, 1 if self.alone else max_tokens)
 
     def _score_steered(
         self,
@@ -323,6 +335,10 @@ def _normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
         torch.cat([part.to(precision).logsumexp(dim=-1) for part in parts]),
         torch.cat([part.detach().amax(dim=-1) for part in parts]),
     )
+
+
+def _length(request: Request) -> int:
+    return len(request.context) + len(request.continuation)
 
 
 def _pairs(scores: Scores) -> list[tuple[float, bool]]:

@@ -54,6 +54,7 @@ class PreparedExamples:
         self._width = max(ROW_WIDTH, *(len(request.inputs) for request in self._requests))
         self._lowest = 0
         self._hidden: HiddenStates | None = None
+        engine.compare_lengths(self._requests)
         self._lay()
         largest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))
         with torch.no_grad():
@@ -154,7 +155,8 @@ class PreparedExamples:
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
-        for batch in rows_module.batches([row for row, _ in groups], TOKENS_PER_PASS, most):
+        tokens = 1 if self._engine.alone else TOKENS_PER_PASS
+        for batch in rows_module.batches([row for row, _ in groups], tokens, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 
     def _resumed(self, batch: Batch, parts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:

@@ -24,7 +24,7 @@ from aft_harness.engine.trie import pack
 
 @for_all(requests(), widths, st.integers(1, 100))
 def test_batches_pad_right_and_lose_no_row(drawn: Drawn, width: int, max_tokens: int) -> None:
-    rows = pack(*drawn, width)
+    rows = pack(drawn[0], drawn[1], width)
     made = batches(rows, max_tokens)
     assert sorted(id(row) for batch in made for row in batch.rows) == sorted(map(id, rows))
     for batch in made:
@@ -107,7 +107,7 @@ def test_visibility_is_that_of_plain_rows(drawn: Drawn, width: int, window: int 
         column = torch.arange(length)
         return torch.stack([rule(0, 0, column[:, None], column) for rule in rules]).all(dim=0)
 
-    for batch in batches(pack(*drawn, width), 100):
+    for batch in batches(pack(drawn[0], drawn[1], width), 100):
         seen = visible(batch.subtree_end, batch.position_ids, window=window, chunk=chunk)
         assert seen.dtype == torch.bool
         for index, row in enumerate(batch.rows):

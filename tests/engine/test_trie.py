@@ -69,7 +69,7 @@ def test_a_row_wide_enough_holds_everything(drawn: Drawn) -> None:
 
 @for_all(requests())
 def test_width_one_gives_plain_causal_rows(drawn: Drawn) -> None:
-    for row in pack(*drawn, 1):
+    for row in pack(drawn[0], drawn[1], 1):
         assert row.depth.tolist() == list(range(len(row)))
         assert row.subtree_end.tolist() == [len(row)] * len(row)
 
@@ -109,8 +109,8 @@ def test_a_trie_lays_out_any_width_again(drawn: Drawn, width: int) -> None:
     trie.choose_width(64, attention_cost=0.01)
     laid.append([row.tokens.tolist() for row in trie.rows(width)])
     assert laid[0] == laid[2] == laid[3]
-    assert laid[0] == [row.tokens.tolist() for row in pack(*drawn, width)]
-    assert laid[1] == [row.tokens.tolist() for row in pack(*drawn, 1)]
+    assert laid[0] == [row.tokens.tolist() for row in pack(drawn[0], drawn[1], width)]
+    assert laid[1] == [row.tokens.tolist() for row in pack(drawn[0], drawn[1], 1)]
 
 
 # Packing quality
