@@ -32,7 +32,7 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff format
 
 bench: $(INSTALLED)  ## measure speed and agreement against stock lm-eval
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/benchmarks/bench.py
 
 clean:  ## remove .venv and everything else that make and the tests leave behind
 	rm -rf .venv .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -11,10 +11,10 @@ that this package is imported in milliseconds.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # what type checkers take for true; typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from aft_harness.api import EvaluationResult, evaluate, opened, train, transfer
     from aft_harness.boosters.booster import Booster
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -287,6 +287,7 @@ def _settings(recipe: str, changes: Mapping[str, Any]) -> Settings:
 def _variants(boosters: Boosters) -> list[Variant]:
     """Boosters as variants under the names that they were given."""
     if isinstance(boosters, Mapping):
-        return [replace(references.load(spec), name=str(name)) for name, spec in boosters.items()]
+        named: Mapping[Any, Any] = boosters
+        return [replace(references.load(spec), name=str(name)) for name, spec in named.items()]
     listed: list[Any] = list(boosters) if isinstance(boosters, list | tuple) else [boosters]
     return [spec if isinstance(spec, Variant) else references.load(spec) for spec in listed]

@@ -9,7 +9,7 @@ import pytest
 
 from aft_harness.results.statistics import compare
 
-SCRIPTS = str(Path(__file__).parent.parent / "scripts")
+SCRIPTS = str(Path(__file__).parent.parent / "scripts" / "studies")
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
     from comparison import report as module
 
     yield module
-    for name in [name for name in sys.modules if name.split(".")[0] == "comparison"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("comparison", "documents")]:
         del sys.modules[name]
 
 
 def cell(method: str, seed: int, outcomes: list[int], learned: int = 7) -> dict[str, Any]:
-    told = {"method": method, "task": "arc_easy", "seed": seed, "parameters": learned, "file_bytes": 100, "tried": []}
+    named = {"method": method, "task": "arc_easy", "seed": seed, "parameters": learned, "file_bytes": 100, "tried": []}
     graded = {"acc": list(map(float, outcomes))}
-    return {**told, "seconds": 1.0 + seed, "perplexity": 10.0 + seed, "outcomes": {"arc_easy": graded}}
+    return {**named, "seconds": 1.0 + seed, "perplexity": 10.0 + seed, "outcomes": {"arc_easy": graded}}
 
 
 ZERO = [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
@@ -42,7 +42,7 @@ def test_seeds_are_pooled_document_by_document(report: Any) -> None:
     first, second = [1, 1, 1, 1, 1, 1, 1, 0, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
     found = [cell("zero-shot", 0, ZERO, 0), cell("ours", 0, first), cell("ours", 1, second)]
     _, row = report.rows(found)
-    means = [(one + other) / 2 for one, other in zip(first, second, strict=True)]
+    means = [(left + right) / 2 for left, right in zip(first, second, strict=True)]
     expected = compare(ZERO, means, means=True)
     assert (row["seeds"], row["seconds"], row["perplexity"]) == (2, 1.5, 10.5)
     assert (row["n"], row["gained"]) == (10, None)
@@ -57,8 +57,8 @@ def test_a_method_that_failed_is_named_with_its_error(report: Any) -> None:
 
 def test_the_table_is_sorted_by_the_change(report: Any) -> None:
     found = [cell("zero-shot", 0, ZERO, 0), cell("worse", 0, [0] * 10), cell("better", 0, [1] * 10)]
-    for one in found:  # by length-normalised sums, all do as the unchanged model
-        one["outcomes"]["arc_easy"]["acc_norm"] = list(map(float, ZERO))
+    for each in found:  # by length-normalised sums, all do as the unchanged model
+        each["outcomes"]["arc_easy"]["acc_norm"] = list(map(float, ZERO))
     lines = report.main_table(pd.DataFrame(report.rows(found)), "arc_easy").splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| better", "| zero-shot", "| worse"]
     assert "| 100.0% | +50.0 [" in lines[0] and "-50.0 [" in lines[2]
@@ -67,15 +67,15 @@ def test_the_table_is_sorted_by_the_change(report: Any) -> None:
 
 def test_what_is_learned_and_what_it_costs_are_read_by_each_tasks_own_metric(report: Any) -> None:
     found = [cell("zero-shot", 0, ZERO, 0), cell("ours", 0, ZERO)]
-    for one, right in zip(found, (0, 1), strict=True):
-        one["outcomes"]["hellaswag"] = {"acc": [0.0] * 10, "acc_norm": [float(right)] * 10}
+    for each, right in zip(found, (0, 1), strict=True):
+        each["outcomes"]["hellaswag"] = {"acc": [0.0] * 10, "acc_norm": [float(right)] * 10}
     frame = pd.DataFrame(report.rows(found))
     assert report.elsewhere_table(frame).splitlines()[2] == "| ours | ARC-Easy | +0.0 | +100.0* | +0.0% |"
     assert "| 0.0% |" in report.main_table(frame, "hellaswag").splitlines()[2]
 
 
 def test_the_setting_that_was_right_most_often_is_kept(report: Any) -> None:
-    from comparison.methods import best
+    from comparison.fitted import best
 
     tried = [(0.5, 1.0), (0.6, 3.0), (0.6, 2.0)]
     assert best([{"development_accuracy": right, "development_loss": loss} for right, loss in tried]) == 2

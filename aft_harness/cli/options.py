@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from aft_harness.boosters.kinds import Kind
+from aft_harness.cli.app import option
 from aft_harness.cli.values import SLICE, by_task, count, positive
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
 from aft_harness.slices import SplitSlice
@@ -34,8 +35,8 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
             return command(**{argument: {name: values.pop(name) for name in options}}, **values)
 
         decorated: _Command = run
-        for option in reversed(list(options.values())):
-            decorated = option(decorated)
+        for add in reversed(list(options.values())):
+            decorated = add(decorated)
         return decorated
 
     return decorate
@@ -259,16 +260,18 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
     """The model that the values of `model_options` name, and its further arguments.
 
     Raises:
-        ModelError: `--model-args` cannot be read.
+        click.BadParameter: `--model-args` cannot be read.
     """
     from aft_harness.harness.loading import parse_arguments
 
+    with option("--model-args"):
+        further = parse_arguments(values["model_args"])
     arguments: dict[str, Any] = {
         "revision": values["revision"],
         "dtype": values["dtype"],
         "batch_size": batch_size,
         "trust_remote_code": values["trust_remote_code"],
-        **parse_arguments(values["model_args"]),
+        **further,
     }
     if values["device"]:
         arguments["device"] = values["device"]

@@ -7,7 +7,7 @@ longest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,44 +20,82 @@ _MARGIN = 2  # tokens by which a string may be longer when it was generated than
 
 
 class PerTextStoppingCriteria:
-    """Finds, for each text of a batch, whether one of the stop strings has come.
+    """Finds, for each text of a batch that is decoded greedily, whether one of the stop strings has come.
 
-    What comes after such a string is cut off anyway: the texts stay the same. An element of a `StoppingCriteriaList` of
-    transformers, which takes any callable: the base class there would double the time that this module takes to import.
+    What comes after such a string is cut off anyway: the texts stay the same. Special tokens are read as text, since
+    `<|im_end|>` may be such a string while the text that is returned is without them. Nothing is remembered from step
+    to step: transformers knows which texts have ended.
+
+    An element of a `StoppingCriteriaList` of transformers, which takes any callable: the base class there would double
+    the time that this module takes to import.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        decode: Callable[[list[int]], str],
-        stop_strings: Sequence[str],
-        prompt_length: int,
-    ) -> None:
-        """Starts with no text finished.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], prompt_length: int) -> None:
+        """Prepares to look for the strings.
 
         Args:
             tokenizer: Of the model.
-            decode: Makes of tokens the text that will be cut at the stop strings.
             stop_strings: What ends a text.
             prompt_length: Number of tokens of the prompts, padding included.
         """
-        self._tokenizer, self._decode = tokenizer, decode
-        self._stop_strings, self._prompt_length = stop_strings, prompt_length
+        self._tokenizer, self._stop_strings, self._prompt_length = tokenizer, stop_strings, prompt_length
         lengths = [len(tokenizer.encode(string, add_special_tokens=False)) for string in stop_strings]
         self._lookback = max(lengths, default=0) + _MARGIN
-        self._finished: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Whether each text is finished, bool [batch]."""
-        if self._finished is None:
-            self._finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated = input_ids[:, self._prompt_length :]
-        tails = self._tokenizer.batch_decode(generated[:, -self._lookback :])
-        for row, tail in enumerate(tails):
+        found = [self._ends(tail) for tail in self._tokenizer.batch_decode(generated[:, -self._lookback :])]
+        for row, ended in enumerate(found):
             # Only what will be found in the whole text may end it: tokens may read otherwise from the middle.
-            if not self._finished[row] and self._ends(tail) and self._ends(self._decode(generated[row].tolist())):
-                self._finished[row] = True
-        return self._finished
+            found[row] = ended and self._ends(str(self._tokenizer.decode(generated[row])))
+        return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
 
     def _ends(self, text: str) -> bool:
         return any(string in text for string in self._stop_strings)
+
+
+def is_greedy(model: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether texts are decoded greedily, one token after the other.
+
+    What is drawn depends on how many steps all texts before took, and which beam wins on when the search ends: such
+    texts must not end each at its own time.
+
+    Args:
+        model: With its generation configuration.
+        settings: For `generate`, by lm-eval's rule that a temperature of 0 is greedy.
+    """
+    beams = settings.get("num_beams") or getattr(getattr(model, "generation_config", None), "num_beams", None) or 1
+    return settings.get("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True and beams == 1
+
+
+def greedy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Tensor,
+    max_length: int,
+    stop_strings: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Continues prompts greedily, each until one of the stop strings has come, [batch, positions].
+
+    Args:
+        model: With `generate`.
+        tokenizer: Of the model.
+        context: Token ids of the prompts, padded on the left, [batch, positions].
+        max_length: Of prompt and text, tokens.
+        stop_strings: What ends a text.
+        settings: Further ones for `generate`; a temperature of 0 is left out, since transformers wants none.
+    """
+    from transformers import StoppingCriteriaList
+
+    criteria = PerTextStoppingCriteria(tokenizer, stop_strings, context.shape[1])
+    tokens: Tensor = model.generate(
+        input_ids=context,
+        max_length=max_length,
+        stopping_criteria=StoppingCriteriaList([criteria]),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **{**{name: value for name, value in settings.items() if name != "temperature"}, "do_sample": False},
+    )
+    return tokens

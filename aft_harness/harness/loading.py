@@ -11,19 +11,19 @@ from typing import Any
 import torch
 import transformers
 
-from aft_harness.errors import AftError, ModelError
+from aft_harness.errors import AftError, ModelError, ParseError
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
     """Reads `key=value,key=value` as lm-eval's `--model_args` does.
 
     Raises:
-        ModelError: A part without `=`.
+        ParseError: A part without `=`.
     """
     from lm_eval.utils import simple_parse_args_string
 
     if wrong := [part for part in text.split(",") if part and "=" not in part]:
-        raise ModelError(f"model argument {wrong[0]!r}: expected key=value, separated by commas")
+        raise ParseError(f"{wrong[0]!r}: expected key=value, several of them separated by commas")
     return dict(simple_parse_args_string(text))
 
 

@@ -43,6 +43,7 @@ class SharedPass:
         # Long prompts are compared and hashed once; from then on a request is its place in `_requests`.
         self._places: dict[tuple[str, str], int] = {}
         self._requests: dict[Request, int] = {}
+        self._asked: dict[int, Instance] = {}  # the first that asked for each
         self._scored: list[dict[int, Result]] = [{} for _ in variants]
 
     def loglikelihood(self, requests: Sequence[Instance], index: int) -> list[Result]:
@@ -50,7 +51,9 @@ class SharedPass:
         for request in requests:
             if request.args not in self._places:
                 encoded = self._lm.encode(*request.args)
-                self._places[request.args] = self._requests.setdefault(encoded, len(self._requests))
+                place = self._requests.setdefault(encoded, len(self._requests))
+                self._places[request.args] = place
+                self._asked.setdefault(place, request)
         places = [self._places[request.args] for request in requests]
         scored = self._scored[index]
         if any(place not in scored for place in places):
@@ -83,6 +86,8 @@ class SharedPass:
                 nonlocal done
                 for index, found in zip(indices, results, strict=True):
                     pairs = dict(zip(members, found, strict=True))
+                    asked = [self._asked[places[member]] for member in pairs]
+                    self.models[index].refuse_non_finite(asked, [score for score, _ in pairs.values()])
                     self._scored[index].update((places[member], result) for member, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][member]: result for member, result in pairs.items()})
@@ -94,13 +99,26 @@ class SharedPass:
             self._lm.score_variants(requests, variants, on_scored=record, known=known)
 
     def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
-        """Texts of one variant, a batch at a time where they are kept.
+        """Texts of one variant, those that are decoded greedily kept and looked up.
+
+        A sampled text is none that could be looked up: another sample is asked for each time.
+        """
+        lm = self.models[index]
+        sampled = [place for place, request in enumerate(requests) if self._store is None or _is_sampled(request)]
+        written = lm.generate_until([requests[place] for place in sampled]) if sampled else []
+        texts = dict(zip(sampled, written, strict=True))
+        greedy = [place for place in range(len(requests)) if place not in texts]
+        if greedy:
+            texts |= zip(greedy, self._greedy([requests[place] for place in greedy], index), strict=True)
+        return [texts[place] for place in range(len(requests))]
+
+    def _greedy(self, requests: Sequence[Instance], index: int) -> list[str]:
+        """Texts that are kept, a batch at a time.
 
         Batches are those of all requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
         """
+        assert self._store is not None
         lm = self.models[index]
-        if not self._store:
-            return lm.generate_until(list(requests))
         keys = [key_of(self._identities[index], content("text", *request.args)) for request in requests]
         texts = self._store.get_texts(keys)
         order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
@@ -114,6 +132,11 @@ class SharedPass:
                 texts.update(found)
             self._on_progress(min(start + size, len(order)), len(order))
         return [texts[key] for key in keys]
+
+
+def _is_sampled(request: Instance) -> bool:
+    settings = request.args[1]
+    return settings.get("do_sample") is True or (settings.get("temperature") or 0.0) > 0.0
 
 
 class VariantLM(LM):

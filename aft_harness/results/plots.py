@@ -68,7 +68,7 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
         axis.errorbar(rows[over], deltas, yerr=errors, fmt="o", color=_BLUE, ecolor=_PALE_BLUE, markersize=4)
         chosen = rows[rows["chosen"].fillna(0).astype(bool)] if "chosen" in rows else rows[:0]
         if len(chosen):
-            chosen_points = axis.plot(chosen[over], scale * chosen["delta"], "o", color=_RED, markersize=7)
+            chosen_points = axis.plot(chosen[over], scale * chosen["delta"], "o", color=_RED, markersize=7, zorder=3)
         axis.axhline(0, color=_GREY, linewidth=0.8)
         first = rows.iloc[0]
         axis.set_title(f"{task}, {first['n']} test documents, baseline {scale * first['baseline']:.4g}", fontsize=10)
@@ -117,7 +117,7 @@ def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[st
         bar = figure.colorbar(mesh, ax=axis, ticks=[-1, 0, 1], fraction=0.05)
         bar.ax.set_ylim(-1, 1)
         bar.ax.set_yticklabels(["worse", "no change", "better"], fontsize=8)
-    figure.suptitle("Change with a booster (points of a fraction, other metrics in their unit)", fontsize=11)
+    figure.suptitle("Change by booster: fractions in points, other metrics in their own unit", fontsize=11)
     save(figure, path)
 
 

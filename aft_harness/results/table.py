@@ -209,7 +209,10 @@ def _text(value: object) -> str:
     """A value from outside as text of one line that no terminal takes for a command."""
     if value is None or value is pd.NA or value != value:
         return ""
-    return "".join(character if character.isprintable() else " " for character in str(value)).strip()
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return text.strip()
 
 
 def _finite(value: Any) -> Any:

@@ -87,7 +87,7 @@ class Plan:
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: not UTF-8, or no date
             raise TaskError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
         if not isinstance(content, dict):
             raise TaskError(f"{path}: is not a plan: it has to name models, train and evaluate")
@@ -116,6 +116,8 @@ class Plan:
         models = [{"pretrained": model} if isinstance(model, str) else model for model in models]
         if not all(isinstance(model, Mapping) and isinstance(model.get("pretrained"), str) for model in models):
             raise TaskError("each of 'models' needs 'pretrained'")
+        if strange := [key for model in models for key in model if not isinstance(key, str)]:
+            raise TaskError(f"models: {strange[0]!r} is not the name of a model argument")
         layers = content.get("layers", [None])
         if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
             raise TaskError("'layers' must be a list: one entry for each booster, such as [all, 8, [8, 16], 1-]")
@@ -182,8 +184,9 @@ def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
         weight = how.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise TaskError(f"{where}: weight {weight!r} is not a positive number")
-        if "train_docs" in how:
-            SplitSlice.parse(str(how["train_docs"]))
+        if how.get("train_docs") is not None:
+            how["train_docs"] = str(how["train_docs"])
+            SplitSlice.parse(how["train_docs"])
         found.append(TaskSelection(str(task), **how))
     return tuple(found)
 

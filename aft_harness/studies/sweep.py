@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from aft_harness.boosters.provenance import Score
-from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.boosters.variant import BASELINE, Variant, distinct
 from aft_harness.errors import ParseError, TaskError, TrainingError
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import Example, TaskExamples
@@ -24,7 +24,7 @@ from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, TrainingProgress, ignore
-from aft_harness.results import plots, table
+from aft_harness.results import leaderboard, plots, table
 from aft_harness.results.runs import rows
 from aft_harness.slices import ALL, Slice
 from aft_harness.training import train as training
@@ -143,7 +143,8 @@ def strengths(
     examples = [example for task in development for example in task.development if example.document not in trained]
     refuse_overlap(test, examples)
     names = {value: f"{variant.name.partition('.safetensors')[0]} at {variant.strength * value:g}" for value in values}
-    variants = [Variant(names[value], booster, variant.strength * value) for value in values]
+    # Strengths that differ in late digits only look alike.
+    variants = distinct([Variant(names[value], booster, variant.strength * value) for value in values])
     norm: Any = booster.provenance.choice_norm or "none"
     return run(lm, variants, "strength", development, examples, test, norm, store, on_progress)
 
@@ -237,7 +238,7 @@ def run(
         store=store,
         on_progress=on_progress,
     )
-    found = rows([each.run for each in results])
+    found = leaderboard.corrected(rows([each.run for each in results]))
     if silent := sorted(set(results[0].results["samples"]) - {row["task"] for row in found}):
         raise TaskError(f"{', '.join(silent)}: no metric is one number a document, which a sweep compares by")
     points = []

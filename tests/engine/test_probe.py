@@ -93,19 +93,19 @@ def test_a_model_that_keeps_no_logits_by_position_gets_its_head_run_everywhere(t
     assert_equal(found, expected)
 
 
-def test_a_difference_that_is_not_a_number_is_a_disagreement(tiny_model: Any) -> None:
+@pytest.mark.parametrize(("difference", "agrees"), [(0.0, True), (0.1, False), (float("nan"), False)])
+def test_packed_rows_that_deviate_are_given_up(tiny_model: Any, difference: float, agrees: bool) -> None:
     runner = engine(tiny_model("llama"))
     (batch,) = batches(pack([(5, 6, 7), (5, 6, 8)], [1, 1], 8), 100)
     compared: list[set[int]] = []
 
     def compare(scored: str, members: Any) -> Any:
         compared.append(set(members))
-        yield Deviation(difference, 1)
+        return [Deviation(difference, 1)]
 
-    for difference, expected in ((0.0, "scores"), (float("nan"), None)):
-        runner.probe.covered = Extent()
-        assert runner.probe.checked(batch, lambda: "scores", compare) == expected
-    assert compared[0] == {0, 1} and not runner.packed
+    found = runner.probe.checked(batch, lambda: "scores", compare)
+    assert (found == "scores", runner.packed, runner.probe.covers(batch)) == (agrees, agrees, agrees)
+    assert compared[0] == {0, 1}
 
 
 def test_an_extent_covers_what_is_smaller_in_every_respect() -> None:

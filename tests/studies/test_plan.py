@@ -1,14 +1,19 @@
+"""Plans: what is read, what their words mean, and what is refused."""
+
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from aft_harness.errors import AftError
-from aft_harness.harness.examples import TaskSelection
+from aft_harness.errors import AftError, TaskError
+from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection
+from aft_harness.slices import Slice
 from aft_harness.studies.plan import Evaluation, Plan
-from aft_harness.training.recipe import RECIPES
+from aft_harness.training.recipe import RECIPES, Settings
 
 SMALL: dict[str, Any] = {"models": ["m"], "train": ["a"], "evaluate": ["b"]}
 
@@ -17,7 +22,15 @@ def test_a_small_plan_is_three_lists() -> None:
     plan = Plan.of(SMALL)
     assert plan.models == ({"pretrained": "m"},) and plan.seeds == (0,) and plan.layers == (None,)
     assert plan.sources == {"a": (TaskSelection("a"),)} and plan.evaluations == (Evaluation("b"),)
-    assert plan.settings == RECIPES["default"]
+    assert plan.settings == RECIPES["default"] == Settings()
+    assert plan.prompt_format == PromptFormat() and plan.include_path == ()
+
+
+def test_a_plan_learns_from_as_many_documents_as_a_training_does() -> None:
+    mixture = {"c": {"dev_docs": 3}, "d": {"limit": "all"}, "e": {"limit": 7}}
+    plan = Plan.of({**SMALL, "train": {"a": None, "b": mixture}})
+    assert TRAINING_DOCUMENTS == 600 == TaskSelection("a").limit
+    assert [selection.limit for selections in plan.sources.values() for selection in selections] == [600, 600, None, 7]
 
 
 def test_a_plan_is_read_from_its_file(tmp_path: Path) -> None:
@@ -29,10 +42,12 @@ train:
   a: {a: {limit: 5, dev_docs: 2}}
   a+b: {a: {weight: 2.0}, b: {train_docs: "test[0:9]"}}
 evaluate: {a: {docs: "3:9"}, b: {limit: 4, seeds: [1]}, c: }
-layers: [all, 8, [8, 16]]
+layers: [all, 8, [8, 16], "4-8", 1-]
 seeds: [0, 1]
 recipe: {name: original, epochs: 2}
 include_path: [tasks]
+num_fewshot: 2
+split_seed: 3
 """
     )
     plan = Plan.read(path)
@@ -40,41 +55,90 @@ include_path: [tasks]
     assert plan.sources["a"] == (TaskSelection("a", limit=5, dev_docs=2),)
     assert plan.sources["a+b"] == (TaskSelection("a", weight=2.0), TaskSelection("b", train_docs="test[0:9]"))
     assert plan.evaluations == (Evaluation("a", docs="3:9"), Evaluation("b", limit=4, seeds=(1,)), Evaluation("c"))
-    assert plan.layers == ("all", (8,), (8, 16)) and plan.seeds == (0, 1)
+    assert [layers and layers.text for layers in plan.layers] == ["all", "8", "8,16", "4-8", "1-"]
+    assert plan.seeds == (0, 1)
     assert (plan.settings.objective, plan.settings.epochs) == ("answer", 2)
-    assert plan.prompting.include_path == (str(tmp_path / "tasks"),)
+    assert plan.settings.split_seed == 3 and plan.prompt_format == PromptFormat(num_fewshot=2)
+    assert plan.include_path == (str(tmp_path / "tasks"),)
+    assert plan.evaluations[0].slice == Slice(3, 9) and plan.evaluations[1].slice is None
+    assert [plan.evaluations[1].takes(seed) for seed in (0, 1)] == [False, True]
+    other = Plan.read(path, [{"pretrained": "n"}])
+    assert other.models == ({"pretrained": "n"},) and other.sources == plan.sources
 
 
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        ({"models": []}, "'models' is missing or empty"),
-        ({"modles": ["m"]}, "unknown key 'modles'"),
-        ({"models": [{"dtype": "x"}]}, "needs 'pretrained'"),
-        ({"train": "a"}, "'train' must be a mapping or a list"),
-        ({"train": {"../a": None}}, "'../a' is no name"),
-        ({"train": {"a": {"a": {"limits": 3}}}}, "train: a: a: expected some of"),
-        ({"train": {"a": {"a": {"limit": "3"}}}}, "limit '3' is not valid"),
-        ({"evaluate": {"b": {"docs": "3"}}}, "--docs 3"),
-        ({"evaluate": {"b": {"docs": "3:4", "limit": 3}}}, "exclude each other"),
-        ({"evaluate": {"b": {"limit": 0}}}, "limit 0"),
-        ({"layers": ["some"]}, "layers: 'some'"),
-        ({"seeds": ["x"]}, "'seeds' must be whole numbers"),
-        ({"recipe": {"rate": 3}}, "recipe: expected some of"),
-        ({"recipe": {"name": "best"}}, "'best' is not one of"),
-        ({"recipe": {"epochs": "3"}}, "recipe: "),
-        ({"recipe": {"epochs": 0}}, "--epochs"),
-    ],
-)
-def test_what_is_no_plan_is_one_clear_error(wrong: dict[str, Any], reason: str) -> None:
+WRONG: dict[str, tuple[dict[Any, Any], str]] = {
+    "no models": ({"models": []}, "'models' is missing or empty"),
+    "a number for models": ({"models": 5}, "'models' must be a list"),
+    "a model without a name": ({"models": [{"dtype": "x"}]}, "needs 'pretrained'"),
+    "a model's argument that is no word": (
+        {"models": [{"pretrained": "m", 5: 1}]},
+        "models: 5 is not the name of a model argument",
+    ),
+    "an unknown key": ({"modles": ["m"]}, "unknown key 'modles'"),
+    "a key that is no word": ({5: ["m"]}, "unknown key '5'"),
+    "text for train": ({"train": "a"}, "'train' must be a mapping or a list"),
+    "a number in train": ({"train": [5]}, "'train' must be a mapping or a list"),
+    "a path for a name": ({"train": {"../a": None}}, "'../a' is not a name"),
+    "an unknown word of a source": ({"train": {"a": {"a": {"limits": 3}}}}, "train: a: a: expected some of"),
+    "a source's key that is no word": ({"train": {"a": {"a": {5: 3}}}}, "train: a: a: expected some of"),
+    "a limit in quotes": ({"train": {"a": {"a": {"limit": "3"}}}}, "limit '3' is not a number of at least 1"),
+    "a negative limit": ({"train": {"a": {"a": {"limit": -1}}}}, "limit -1 is not a number of at least 1"),
+    "half a document": ({"train": {"a": {"a": {"limit": 1.5}}}}, "limit 1.5 is not"),
+    "no number of development documents": ({"train": {"a": {"a": {"dev_docs": None}}}}, "dev_docs must be a number"),
+    "a weight that is no number": ({"train": {"a": {"a": {"weight": math.nan}}}}, "weight nan is not a positive"),
+    "no weight": ({"train": {"a": {"a": {"weight": 0}}}}, "weight 0 is not a positive number"),
+    "rows that are none": ({"train": {"a": {"a": {"train_docs": "test[3"}}}}, "'test[3' does not name rows"),
+    "a slice that is none": ({"evaluate": {"b": {"docs": "3"}}}, "'3' is not a slice of documents"),
+    "docs and limit": ({"evaluate": {"b": {"docs": "3:4", "limit": 3}}}, "cannot be used together"),
+    "nothing to evaluate": ({"evaluate": {"b": {"limit": 0}}}, "limit 0"),
+    "a negative number to evaluate": ({"evaluate": {"b": {"limit": -1}}}, "evaluate: b: limit -1"),
+    "a number for an evaluation": ({"evaluate": {"b": 5}}, "evaluate: b: expected some of docs, limit, seeds"),
+    "a number for its seeds": ({"evaluate": {"b": {"seeds": 0}}}, "evaluate: b: seeds must be a list"),
+    "layers in words": ({"layers": ["some"]}, "layers 'some'"),
+    "a number for layers": ({"layers": 3}, "'layers' must be a list"),
+    "no layers": ({"layers": []}, "'layers' must be a list"),
+    "layers that are no numbers": ({"layers": [{"a": 1}]}, "layers {'a': 1}"),
+    "seeds in words": ({"seeds": ["x"]}, "'seeds' must be a list of whole numbers"),
+    "a number for seeds": ({"seeds": 0}, "'seeds' must be a list of whole numbers"),
+    "no seeds": ({"seeds": []}, "'seeds' must be a list of whole numbers"),
+    "an unknown setting": ({"recipe": {"rate": 3}}, "recipe: expected some of"),
+    "a setting that is no word": ({"recipe": {5: 3}}, "recipe: expected some of"),
+    "layers in the recipe": ({"recipe": {"layers": "all"}}, "recipe: expected some of"),
+    "an unknown recipe": ({"recipe": {"name": "best"}}, "'best' is not one of default, original"),
+    "epochs in quotes": ({"recipe": {"epochs": "3"}}, "recipe: epochs '3'"),
+    "half an epoch": ({"recipe": {"epochs": 1.5}}, "recipe: epochs 1.5"),
+    "no epochs": ({"recipe": {"epochs": 0}}, "recipe: epochs 0"),
+    "a rate in quotes": ({"recipe": {"lr": "0.1"}}, "recipe: "),
+    "no rate": ({"recipe": {"lr": math.nan}}, "recipe: learning rate nan"),
+    "an endless seed": ({"split_seed": math.inf}, "split_seed inf is not a whole number"),
+    "a number of examples in words": ({"num_fewshot": "two"}, "num_fewshot 'two'"),
+    "text for folders": ({"include_path": "tasks"}, "'include_path' must be a list of folders"),
+    "a number among folders": ({"include_path": [5]}, "'include_path' must be a list of folders"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_plan_is_one_line_that_names_the_file(name: str, tmp_path: Path) -> None:
+    wrong, reason = WRONG[name]
     with pytest.raises(AftError) as error:
         Plan.of({**SMALL, **wrong})
     assert reason in str(error.value)
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **wrong}))
+    with pytest.raises(TaskError) as named:
+        Plan.read(path)
+    assert str(named.value).startswith(f"{path}: ") and reason in str(named.value)
+    assert "\n" not in str(named.value) and "--" not in str(named.value).replace(str(path), "")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "just text"])
+@pytest.mark.parametrize(
+    "text", ["- a\n- b", "a: [", "just text", "", "5", "a: 2024-13-45", "? [a]\n: b", "a: \x00", "[" * 5000]
+)
 def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(text)
-    with pytest.raises(AftError, match=r"plan\.yaml: "):
+    with pytest.raises(TaskError, match=r"plan\.yaml: ") as error:
         Plan.read(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(TaskError, match=r"nowhere\.yaml: cannot be read"):
+        Plan.read(tmp_path / "nowhere.yaml")

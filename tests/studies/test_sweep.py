@@ -1,30 +1,40 @@
+"""Sweeps of strengths and layers: chosen on development documents, reported on test documents, resumed."""
+
 from __future__ import annotations
 
-import csv
-import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from aft_harness.training.lesson import Score
-from click.testing import CliRunner, Result
 
-from aft_harness.boosters.booster import Booster, mix
-from aft_harness.cli import main
-from aft_harness.errors import TaskError, TrainingError
-from aft_harness.harness.evaluation import Variant, evaluate
-from aft_harness.harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.mixing import mix
+from aft_harness.boosters.provenance import Score
+from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.errors import ParseError, TaskError, TrainingError
+from aft_harness.harness.evaluation import evaluate
+from aft_harness.harness.examples import TaskExamples, draw
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
+from aft_harness.harness.selection import PromptFormat, TaskSelection
+from aft_harness.harness.tasks import Tasks
+from aft_harness.results import table
+from aft_harness.results.statistics import holm
+from aft_harness.slices import Slice
 from aft_harness.studies import sweep
 from aft_harness.training import train as training
+from aft_harness.training.objective import RANKING_LOSS
 from aft_harness.training.recipe import Settings
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
-PROMPTING = Prompting(include_path=(TOYS,))
-TEST = sweep.Test(["toy_choice"], PROMPTING)
+TASKS = Tasks([Path(__file__).parents[1] / "toy_tasks"])
+TEST = sweep.Test(["toy_choice"], source=TASKS)
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"epochs": 2, "lr": 0.1, "rate_unit": "absolute", "schedule": "constant", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -37,251 +47,245 @@ def lm(checkpoint: str) -> SteeredHFLM:
     return SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
 
 
-def drawn(lm: SteeredHFLM, dev_docs: int = 6, limit: int = 8, name: str = "toy_choice") -> TaskExamples:
-    ((chosen, task),) = load_tasks([TaskSelection(name, limit=limit, dev_docs=dev_docs)], [TOYS])
-    return task_examples(chosen, task, PROMPTING, lm)
+def drawn(
+    lm: SteeredHFLM, name: str = "toy_choice", prompt_format: PromptFormat | None = None, **selection: Any
+) -> TaskExamples:
+    chosen = TaskSelection(name, **{"limit": 8, "dev_docs": 6, **selection})
+    (examples,) = draw([chosen], lm, prompt_format, source=TASKS)
+    return examples
 
 
-def booster(layer: int = 1, **provenance: Any) -> Booster:
+def booster(layer: int = 1, **provenance: Any) -> Variant:
     generator = torch.Generator().manual_seed(layer)
-    return Booster.static({layer: torch.randn(32, generator=generator)}, provenance)
+    return Variant("a", Booster.static({layer: torch.randn(32, generator=generator)}, provenance))
 
 
 def test_strengths_are_chosen_on_development_and_reported_on_test_documents(lm: SteeredHFLM) -> None:
     task, values = drawn(lm), [0.0, 0.5, 2.0, 8.0]
-    points = sweep.strengths(lm, booster(), values, [task], TEST)
-    assert [point.variant.strength for point in points] == values
+    found = sweep.strengths(lm, booster(), values, [task], TEST)
+    assert [point.variant.strength for point in found.points] == values
+    assert [point.variant.name for point in found.points] == ["a at 0", "a at 0.5", "a at 2", "a at 8"]
     totals = []
-    for value, point in zip(values, points, strict=True):
-        alone = SteeredHFLM(lm.pretrained, booster(), value, device="cpu", batch_size=8)
+    for value, point in zip(values, found.points, strict=True):
+        alone = SteeredHFLM(lm.pretrained, booster().booster, value, device="cpu", batch_size=8)
         losses = []
         right = 0
         for example in task.development:
-            with alone._steering or torch.no_grad():
-                (scored,) = alone.score_variants(example.requests, [alone._steering])
+            with torch.no_grad():
+                (scored,) = alone.score_variants(example.requests, [alone.variant])
             sums = torch.tensor([score for score, _ in scored])
             losses.append(-float(sums.log_softmax(0)[list(example.gold)].logsumexp(0)))
             right += int(sums.argmax()) in example.gold
-        assert point.development.n == len(task.development)
+        assert point.development.n == len(task.development) and point.development.measure == RANKING_LOSS
         assert point.development.accuracy == pytest.approx(right / len(task.development))
         assert point.development.loss == pytest.approx(sum(losses) / len(losses), abs=1e-4)
         totals.append(sum(losses))
-        single = evaluate(lm, [Variant("a", booster(), value)], TEST.tasks, PROMPTING)[0]
-        ((task_name, metric, paired),) = point.tests
-        assert (task_name, metric) == ("toy_choice", "acc")
-        assert paired.steered == pytest.approx(single.results["results"]["toy_choice"]["acc,none"])
-    assert [point.chosen for point in points] == [total == min(totals) for total in totals]
-    assert points[0].tests[0][2].delta == 0
+        (single,) = evaluate(lm, [replace(booster(), strength=value)], TEST.tasks, source=TASKS)
+        (row,) = point.rows
+        assert (row["task"], row["metric"], row["strength"]) == ("toy_choice", "acc", value)
+        assert row["steered"] == pytest.approx(single.results["results"]["toy_choice"]["acc,none"])
+    assert [point.chosen for point in found.points] == [total == min(totals) for total in totals]
+    assert found.chosen is found.points[totals.index(min(totals))]
+    assert found.points[0].rows[0]["delta"] == 0
+    # Strength 0 is the unchanged model.
+    assert found.unchanged == found.points[0].development
+
+
+def test_strengths_multiply_that_of_the_reference(lm: SteeredHFLM) -> None:
+    task = drawn(lm)
+    once = sweep.strengths(lm, booster(), [1.0, 2.0], [task], TEST)
+    twice = sweep.strengths(lm, replace(booster(), strength=2.0), [0.5, 1.0], [task], TEST)
+    assert [point.rows for point in once.points] == [point.rows for point in twice.points]
+    assert [point.development for point in once.points] == [point.development for point in twice.points]
+
+
+def test_strengths_that_look_alike_are_kept_apart(lm: SteeredHFLM) -> None:
+    found = sweep.strengths(lm, booster(), [0.12345678, 0.12345679], [drawn(lm)], TEST)
+    assert [[row["strength"] for row in point.rows] for point in found.points] == [[0.12345678], [0.12345679]]
+
+
+def test_the_table_has_the_one_schema_and_the_development_score(lm: SteeredHFLM, tmp_path: Path) -> None:
+    found = sweep.strengths(lm, booster(), [0.5, 1.0], [drawn(lm)], sweep.Test(["toy_group"], source=TASKS))
+    assert tuple(found.frame.columns) == (*table.COLUMNS, *table.DEVELOPMENT)
+    assert found.frame["task"].tolist() == ["toy_choice", "toy_text"] * 2
+    for point in found.points:
+        mine = found.frame[found.frame["booster"] == point.variant.name]
+        assert set(mine["development_loss"]) == {point.development.loss} and set(mine["development_n"]) == {6}
+        assert set(mine["development_measure"]) == {RANKING_LOSS} and set(mine["chosen"]) == {int(point.chosen)}
+    assert found.frame["chosen"].sum() == 2
+    written, plot = found.save(tmp_path)
+    pd.testing.assert_frame_equal(table.read(written), found.frame)
+    assert (written.name, plot.name) == ("sweep.csv", "sweep.png") and plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_p_values_are_corrected_for_the_number_of_variants(lm: SteeredHFLM) -> None:
+    task, variants = drawn(lm), []
+    for layer, seed in ((3, 2), (2, 11), (1, 5)):
+        vector = 8 * torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        variants.append(Variant(f"layer {layer}", Booster.static({layer: vector})))
+    found = sweep.run(lm, variants, "layers", [task], task.development, TEST).frame
+    assert min(found["p_value"]) < 1 / 3, "nothing to correct"
+    assert found["p_holm"].tolist() == pytest.approx(holm(found["p_value"].tolist()))
+    by_strength = sweep.strengths(lm, booster(), [1.0, 0.5], [task], TEST).frame
+    assert by_strength["p_holm"].notna().tolist() == [True, False]
 
 
 def test_training_documents_do_not_choose(lm: SteeredHFLM) -> None:
     task = drawn(lm)
     known = [example.document for example in task.development]
     some = booster(documents={"hashes": known[:2]})
-    points = sweep.strengths(lm, some, [1.0], [task], TEST)
-    assert points[0].development.n == len(known) - 2
+    found = sweep.strengths(lm, some, [1.0], [task], TEST)
+    assert found.points[0].development.n == found.unchanged.n == len(known) - 2
     with pytest.raises(TrainingError, match="development documents"):
         sweep.strengths(lm, booster(documents={"hashes": known}), [1.0], [task], TEST)
 
 
 def test_documents_that_chose_are_not_reported_on(lm: SteeredHFLM) -> None:
-    ((chosen, task),) = load_tasks([TaskSelection("toy_choice", train_docs="test[0:8]", dev_docs=3)], [TOYS])
-    own = task_examples(chosen, task, PROMPTING, lm)
+    task = drawn(lm, train_docs="test[0:8]", dev_docs=3)
     for run in (
-        lambda test: sweep.strengths(lm, booster(), [1.0], [own], test),
-        lambda test: sweep.layers(lm, [own], Settings(epochs=1), [1], Path("nowhere"), test),
+        lambda test: sweep.strengths(lm, booster(), [1.0], [task], test),
+        lambda test: sweep.layers(lm, [task], settings(epochs=1), [1], Path("nowhere"), test),
     ):
-        with pytest.raises(TaskError, match=r"of 12 test documents of toy_choice are among .* --test-docs A:B"):
+        with pytest.raises(TaskError, match="of 12 test documents of toy_choice are among the training"):
             run(TEST)
-    apart = sweep.Test(["toy_choice"], PROMPTING, docs="8:")
-    assert sweep.strengths(lm, booster(), [1.0], [own], apart)[0].tests[0][2].n == 4
+    apart = replace(TEST, docs=Slice(8))
+    assert sweep.strengths(lm, booster(), [1.0], [task], apart).points[0].rows[0]["n"] == 4
 
 
 def test_a_booster_that_lost_the_list_of_its_documents_is_not_swept(lm: SteeredHFLM, tmp_path: Path) -> None:
-    many = booster(documents={"count": 2001, "hashes": [f"{number:016x}" for number in range(2001)]})
+    many = booster(documents={"count": 2001, "hashes": [f"{number:016x}" for number in range(2001)]}).booster
+    assert many is not None
     many.save(tmp_path / "a.safetensors")
-    assert sweep.strengths(lm, Booster.load(tmp_path / "a.safetensors"), [1.0], [drawn(lm)], TEST)
+    whole = Variant("a", Booster.load(tmp_path / "a.safetensors"))
+    assert sweep.strengths(lm, whole, [1.0], [drawn(lm)], TEST).points
     (tmp_path / "a.safetensors.documents.txt").unlink()
     lost = Booster.load(tmp_path / "a.safetensors")
     with pytest.raises(TrainingError, match="the list of the booster's 2001 training documents is missing"):
-        sweep.strengths(lm, lost, [1.0], [drawn(lm)], TEST)
+        sweep.strengths(lm, Variant("a", lost), [1.0], [drawn(lm)], TEST)
     lost.save(tmp_path / "b.safetensors")
     assert Booster.load(tmp_path / "b.safetensors").provenance == lost.provenance
-    assert mix([(lost, 1.0), (booster(), 1.0)]).provenance["documents"]["count"] == 2001
+    documents = mix([(lost, 1.0), (booster().booster, 1.0)]).provenance.documents
+    assert documents is not None and documents.count == 2001
+
+
+def test_the_baseline_cannot_be_swept(lm: SteeredHFLM) -> None:
+    with pytest.raises(TrainingError, match="no booster to sweep"):
+        sweep.strengths(lm, BASELINE, [1.0], [drawn(lm)], TEST)
 
 
 def test_a_variant_that_diverged_is_never_chosen() -> None:
-    scores = [Score(float("nan"), None, 3), Score(2.0, 0.9, 3), Score(1.0, 0.4, 3)]
+    scores = [Score(loss=float("nan")), Score(loss=2.0, accuracy=0.9), Score(loss=1.0, accuracy=0.4)]
     assert min(scores, key=lambda score: score.rank) is scores[2]
 
 
 def test_a_task_with_texts_is_swept_by_loss(lm: SteeredHFLM) -> None:
-    points = sweep.strengths(lm, booster(), [0.0, 1.0, 4.0], [drawn(lm, name="toy_text")], TEST)
-    assert all(point.development.accuracy is None for point in points)
-    losses = [point.development.loss for point in points]
-    assert [point.chosen for point in points] == [loss == min(losses) for loss in losses]
+    found = sweep.strengths(lm, booster(), [0.0, 1.0, 4.0], [drawn(lm, "toy_text")], TEST)
+    assert all(point.development.accuracy is None for point in found.points)
+    losses = [point.development.loss for point in found.points]
+    assert [point.chosen for point in found.points] == [loss == min(losses) for loss in losses]
 
 
 def test_a_task_without_right_and_wrong_cannot_be_swept(lm: SteeredHFLM) -> None:
     with pytest.raises(TaskError, match="toy_rolling: no metric is one number a document"):
-        sweep.strengths(lm, booster(), [1.0], [drawn(lm)], sweep.Test(["toy_rolling"], PROMPTING))
+        sweep.strengths(lm, booster(), [1.0], [drawn(lm)], replace(TEST, tasks=["toy_rolling"]))
 
 
-def test_an_interrupted_layer_sweep_goes_on_where_it_was(
+def test_layers_are_chosen_on_development_documents_of_boosters_trained_there(lm: SteeredHFLM, tmp_path: Path) -> None:
+    task, seen = drawn(lm), []
+    found = sweep.layers(
+        lm, [task], settings(), [2, 0], tmp_path, TEST, on_training=lambda *progress: seen.append(progress)
+    )
+    assert [point.variant.name for point in found.points] == ["layer 2", "layer 0"]
+    assert found.frame["layers"].tolist() == ["2", "0"]
+    for point, layer in zip(found.points, (2, 0), strict=True):
+        alone = training.train(lm, [task], settings(layers=layer)).booster
+        assert point.variant.booster is not None and point.variant.booster.sha256 == alone.sha256
+        assert Booster.load(tmp_path / f"layer-{layer:02d}.safetensors").sha256 == alone.sha256
+    assert found.chosen.development.loss == min(point.development.loss for point in found.points)
+    assert found.unchanged.loss not in {point.development.loss for point in found.points}
+    assert {progress[:2] for progress in seen} == {(0, 2), (1, 2)}
+
+
+def test_a_booster_of_a_layer_sweep_records_the_prompts_that_it_learned_from(lm: SteeredHFLM, tmp_path: Path) -> None:
+    learned, reported = PromptFormat(num_fewshot=1, system_instruction="Be brief."), PromptFormat(num_fewshot=2)
+    test = replace(TEST, prompt_format=reported)
+    (point,) = sweep.layers(lm, [drawn(lm, prompt_format=learned)], settings(), [1], tmp_path, test).points
+    assert point.variant.booster is not None
+    provenance = point.variant.booster.provenance
+    assert provenance.prompting == asdict(learned) and provenance.tasks[0].num_fewshot == 1
+    assert point.rows[0]["num_fewshot"] == 2
+
+
+def test_an_interrupted_layer_sweep_resumes_where_it_was(
     lm: SteeredHFLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, settings = drawn(lm), Settings(epochs=2, lr=0.1)
+    task = drawn(lm)
     (tmp_path / "whole").mkdir()
-    whole = sweep.layers(lm, [task], settings, [0, 1, 2], tmp_path / "whole", TEST)
+    whole = sweep.layers(lm, [task], settings(), [0, 1, 2], tmp_path / "whole", TEST)
     folder = tmp_path / "cut"
     folder.mkdir()
     real, calls = training.train, []
 
     def train(*args: Any, **kwargs: Any) -> Any:
-        calls.append(args[2].layers)
+        calls.append(args[2].layers.text)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
     monkeypatch.setattr(training, "train", train)
     with ScoreStore(folder / "scores.sqlite") as store, pytest.raises(KeyboardInterrupt):
-        sweep.layers(lm, [task], settings, [0, 1, 2], folder, TEST, store)
+        sweep.layers(lm, [task], settings(), [0, 1, 2], folder, TEST, store)
     with ScoreStore(folder / "scores.sqlite") as store:
-        points = sweep.layers(lm, [task], settings, [0, 1, 2], folder, TEST, store)
-        assert calls == [(0,), (1,), (2,), (2,)]
-        assert [point.tests for point in points] == [point.tests for point in whole]
-        assert [point.chosen for point in points] == [point.chosen for point in whole]
+        resumed = sweep.layers(lm, [task], settings(), [0, 1, 2], folder, TEST, store)
+        assert calls == ["0", "1", "2", "2"]
+        assert resumed.unchanged == whole.unchanged
+        pd.testing.assert_frame_equal(resumed.frame, whole.frame)
         monkeypatch.setattr(SteeredHFLM, "score_variants", lambda *a, **k: pytest.fail("scored again"))
-        baseline, *_ = evaluate(
-            lm, [Variant("b"), *(p.variant for p in points)], ["toy_choice"], PROMPTING, store=store
-        )
-    assert baseline.results["results"]["toy_choice"]["acc,none"] == whole[0].tests[0][2].baseline
+        variants = [BASELINE, *(point.variant for point in resumed.points)]
+        baseline, *_ = evaluate(lm, variants, ["toy_choice"], source=TASKS, store=store)
+    assert baseline.results["results"]["toy_choice"]["acc,none"] == whole.points[0].rows[0]["baseline"]
 
 
 @pytest.mark.parametrize("changed", [{"lr": 0.2}, {"batch_size": 3}, {"kind": "contextual"}])
 def test_a_booster_of_another_training_is_not_taken_for_this_one(
     lm: SteeredHFLM, changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    task = drawn(lm)
-    first = sweep.layers(lm, [task], Settings(epochs=2, lr=0.1), [1], tmp_path, TEST)
-    other = Settings(**{"epochs": 2, "lr": 0.1, **changed})
-    second = sweep.layers(lm, [task], other, [1], tmp_path, TEST)
-    fresh = training.train(lm, [task], Settings(**{**vars(other), "layers": (1,)}))
-    assert second[0].variant.booster is not None and first[0].variant.booster is not None
-    assert second[0].variant.booster.sha256 == fresh.booster.sha256 != first[0].variant.booster.sha256
-
-
-def test_identity_follows_everything_a_training_depends_on(lm: SteeredHFLM) -> None:
-    task, settings = drawn(lm), Settings(layers=(1,))
-    identities = {
-        training.training_identity(lm, [task], settings),
-        training.training_identity(lm, [drawn(lm, limit=7)], settings),
-        training.training_identity(lm, [drawn(lm, dev_docs=5)], settings),
-        training.training_identity(lm, [task], Settings(layers=(2,))),
-        training.training_identity(lm, [task], Settings(layers=(1,), seed=1)),
-        training.training_identity(lm, [task], Settings(layers=(1,), objective="choice")),
-    }
-    assert len(identities) == 6
-    # What is minimised counts, not whether it was asked for.
-    assert training.training_identity(lm, [task], Settings(layers=(1,), objective="both")) in identities
-    assert training.training_identity(lm, [drawn(lm)], settings) in identities
-    trained = training.train(lm, [task], Settings(layers=(1,), epochs=1))
-    own = training.training_identity(lm, [task], Settings(layers=(1,), epochs=1))
-    assert trained.booster.provenance["training_sha256"] == own
+    task, other = drawn(lm), settings(**changed)
+    (first,) = sweep.layers(lm, [task], settings(), [1], tmp_path, TEST).points
+    (second,) = sweep.layers(lm, [task], other, [1], tmp_path, TEST).points
+    fresh = training.train(lm, [task], replace(other, layers=1))
+    assert second.variant.booster is not None and first.variant.booster is not None
+    assert second.variant.booster.sha256 == fresh.booster.sha256 != first.variant.booster.sha256
 
 
 def test_the_automatic_layer_is_the_best_on_development_documents(lm: SteeredHFLM) -> None:
     # Layers are chosen by the ranking of choices, whatever is minimised; here that is one loss: `after` is the oracle.
-    task, settings = drawn(lm), Settings(epochs=2, lr=0.1, objective="choice")
-    trained, scores = sweep.best_layer(lm, [task], settings, [0, 1, 2])
-    alone = {layer: training.train(lm, [task], replace(settings, layers=(layer,))) for layer in (0, 1, 2)}
+    task, how = drawn(lm), settings(objective="choice", temperature=1.0)
+    trained, scores = sweep.best_layer(lm, [task], how, [0, 1, 2])
+    alone = {layer: training.train(lm, [task], replace(how, layers=layer)) for layer in (0, 1, 2)}
     best = min(alone, key=lambda layer: alone[layer].after.rank)
     assert trained.booster.layers == (best,) and trained.booster.sha256 == alone[best].booster.sha256
     for layer, run in alone.items():
         assert (scores[layer].accuracy, scores[layer].n) == (run.after.accuracy, run.after.n)
         assert scores[layer].loss == pytest.approx(run.after.loss, abs=1e-4)
-    assert set(trained.booster.provenance["layer_sweep"]) == {"0", "1", "2"}
-    with pytest.raises(TrainingError, match="--dev-docs"):
-        sweep.best_layer(lm, [drawn(lm, dev_docs=0)], settings, [0])
+    assert trained.booster.provenance.layer_sweep == {str(layer): score for layer, score in scores.items()}
+    for run in (
+        lambda task: sweep.best_layer(lm, [task], how, [0]),
+        lambda task: sweep.layers(lm, [task], how, [0], Path("nowhere"), TEST),
+    ):
+        with pytest.raises(TrainingError, match="development documents; set some aside"):
+            run(drawn(lm, dev_docs=0))
 
 
-def test_layers_and_strengths_are_read() -> None:
-    assert sweep.parse_layers("all", 4) == [0, 1, 2, 3]
-    assert sweep.parse_layers("10-12, 4,11", 30) == [10, 11, 12, 4]
-    assert sweep.parse_strengths("0.5,1,-2,1") == [0.5, 1.0, -2.0]
-    for text in ("4-", "-1", "5-3", "a", "", "1,,2"):
-        with pytest.raises(TrainingError, match="--layers"):
-            sweep.parse_layers(text, 30)
-    for text in ("0.5,high", "", "nan", "1,inf"):
-        with pytest.raises(TrainingError, match="--strengths"):
-            sweep.parse_strengths(text)
+def test_layers_that_are_tried_by_themselves_are_spread_over_the_model() -> None:
+    assert sweep.automatic_layers(28) == [4, 8, 12, 16, 20, 24]
     for count in (1, 2, 4, 30, 80):
         layers = sweep.automatic_layers(count)
         assert layers and all(0 <= layer < count for layer in layers) and len(layers) <= 6
 
 
-def aft(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def common(checkpoint: str, folder: Path) -> list[object]:
-    return [
-        "--model",
-        checkpoint,
-        "--device",
-        "cpu",
-        "--tasks",
-        "toy_choice",
-        "--include-path",
-        TOYS,
-        "--output",
-        folder,
-    ]
-
-
-def test_the_commands_write_a_table_and_a_plot(checkpoint: str, tmp_path: Path) -> None:
-    options = common(checkpoint, tmp_path / "layers")
-    result = aft("sweep", "layers", "--layers", "1-2", *options, "--limit", 6, "--dev-docs", 6, "--epochs", 1)
-    assert result.exit_code == 0, result.stderr
-    assert "layer 1: loss" in result.stdout and "* chosen on development documents" in result.stdout
-    rows = list(csv.DictReader((tmp_path / "layers" / "sweep.csv").open()))
-    assert [row["layers"] for row in rows] == ["1", "2"] and sum(int(row["chosen"]) for row in rows) == 1
-    assert all(row["n"] == "12" and row["development_n"] == "6" and row["trained_n"] == "6" for row in rows)
-    assert (tmp_path / "layers" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-    assert str(tmp_path) not in (tmp_path / "layers" / "sweep.csv").read_text()
-    vector = tmp_path / "layers" / "layer-01.safetensors"
-    options = common(checkpoint, tmp_path / "strengths")
-    command = ["sweep", "strengths", "--vector", vector, *options, "--dev-docs", 6, "--test-docs", "3:9"]
-    result = aft(*command, "--strengths", "0,1,2")
-    assert result.exit_code == 0, result.stderr
-    rows = list(csv.DictReader((tmp_path / "strengths" / "sweep.csv").open()))
-    assert [float(row["strength"]) for row in rows] == [0, 1, 2] and {row["n"] for row in rows} == {"6"}
-    for wrong, reason in (
-        (["--strengths", "0.5,high"], "--strengths 0.5,high"),
-        (["--strengths", "1", "--test-docs", "90:99"], "--docs 90:99"),
-        (["--strengths", "1", "--dev-docs", "0"], "--dev-docs"),
-    ):
-        failed = aft(*command, *wrong)
-        assert failed.exit_code == 1 and failed.stderr.splitlines()[-1].startswith("Error:"), failed.output
-        assert reason in failed.stderr
-
-
-def test_train_tries_layers_by_itself(checkpoint: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    options = [*common(checkpoint, path), "--limit", 6, "--epochs", 1, "--layer", "auto"]
-    result = aft("train", *options, "--dev-docs", 6)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("on 6 development documents") >= 3
-    assert Booster.load(path).provenance["layer_sweep"]
-    failed = aft("train", *options)
-    assert failed.exit_code == 1 and "--layer auto chooses on development documents" in failed.stderr
-
-
-def test_ctrl_c_says_what_is_kept(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep, "layers", interrupted)
-    result = aft("sweep", "layers", "--layers", "1", *common(checkpoint, tmp_path / "s"), "--dev-docs", 6)
-    assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
-    assert os.listdir(tmp_path / "s") == ["scores.sqlite"]
+def test_strengths_are_read() -> None:
+    assert sweep.parse_strengths("0.5,1,-2,1") == [0.5, 1.0, -2.0]
+    for text in ("0.5,high", "", "nan", "1,inf", "1,,2"):
+        with pytest.raises(ParseError, match=f"strengths '{text}': expected finite numbers"):
+            sweep.parse_strengths(text)

@@ -1,32 +1,21 @@
+"""Boosters from activation statistics, against plain loops over texts."""
+
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import pytest
 import torch
-from aft_harness.training.answers import Answer
+from training_cases import examples, make_lm
 
 from aft_harness.errors import ModelError, TrainingError
-from aft_harness.harness.examples import Prompting, TaskExamples, TaskSelection, load_tasks, task_examples
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.selection import PromptFormat
 from aft_harness.training import extraction
 from aft_harness.training.extraction import activations, function_vector, mean_difference
+from aft_harness.training.objective import Outcome
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
-
-
-@pytest.fixture
-def make_lm(tiny_model: Any, tiny_tokenizer: Any) -> Any:
-    def make(architecture: str = "llama", **config: Any) -> SteeredHFLM:
-        return SteeredHFLM(pretrained=tiny_model(architecture, **config), tokenizer=tiny_tokenizer)
-
-    return make
-
-
-def examples(lm: SteeredHFLM, name: str = "toy_choice", **selection: Any) -> TaskExamples:
-    ((chosen, task),) = load_tasks([TaskSelection(name, **selection)], [TOYS])
-    return task_examples(chosen, task, Prompting(num_fewshot=1), lm)
+SHOWN = PromptFormat(num_fewshot=1)
 
 
 def plain_states(lm: SteeredHFLM, text: str, layer: int) -> torch.Tensor:
@@ -37,9 +26,9 @@ def plain_states(lm: SteeredHFLM, text: str, layer: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon", "bloom"])
-def test_the_mean_difference_is_that_of_a_plain_loop(make_lm: Any, architecture: str) -> None:
-    lm = make_lm(architecture)
-    task = examples(lm)
+def test_the_mean_difference_is_that_of_a_plain_loop(architecture: str) -> None:
+    lm = make_lm(architecture, double=False)
+    task = examples(lm, prompt_format=SHOWN)
     right, wrong = [], []
     for example in task.train:
         scores = []
@@ -56,21 +45,23 @@ def test_the_mean_difference_is_that_of_a_plain_loop(make_lm: Any, architecture:
     booster = mean_difference(lm, task)
     assert booster.layers == (2,)  # half of four
     torch.testing.assert_close(booster.tensors["layers.2.vector"], expected / expected.norm(), rtol=1e-4, atol=1e-4)
-    told = booster.provenance
-    assert (told["method"], told["answered_correctly"]) == ("mean-difference", len(right))
-    assert told["raw_norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
-    assert told["documents"]["hashes"] == sorted({example.document for example in task.train})
+    provenance = booster.provenance
+    assert (provenance.method, provenance.answered_correctly) == ("mean-difference", len(right))
+    assert provenance.raw_norm == pytest.approx(float(expected.norm()), rel=1e-4)
+    assert provenance.documents is not None and provenance.documents.count == len(task.train)
+    assert list(provenance.documents.hashes) == sorted({example.document for example in task.train})
+    assert provenance.prompting == asdict(SHOWN) and provenance.tasks == (task.record(),)
 
 
-def test_the_question_alone_counts_not_its_prompt(make_lm: Any) -> None:
-    example = examples(make_lm()).train[0]
+def test_the_question_alone_counts_not_its_prompt() -> None:
+    example = examples(make_lm(double=False), prompt_format=SHOWN).train[0]
     assert "Answer" not in example.question and example.question.strip()
-    assert len(make_lm().tok_encode(example.question)) < len(example.requests[0].context)
+    assert len(make_lm(double=False).tok_encode(example.question)) < len(example.requests[0].context)
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(4, 2), (18, 16)])
-def test_the_function_vector_is_that_of_a_plain_loop(make_lm: Any, layers: int, expected: int) -> None:
-    lm = make_lm("llama", num_hidden_layers=layers)
+def test_the_function_vector_is_that_of_a_plain_loop(layers: int, expected: int) -> None:
+    lm = make_lm(double=False, config={"num_hidden_layers": layers})
     booster = function_vector(lm)
     assert booster.layers == (expected,)
     last = []
@@ -82,11 +73,11 @@ def test_the_function_vector_is_that_of_a_plain_loop(make_lm: Any, layers: int, 
     direction = torch.stack(last).mean(0)
     found = booster.tensors[f"layers.{expected}.vector"]
     torch.testing.assert_close(found, direction / direction.norm(), rtol=1e-4, atol=1e-4)
-    assert booster.provenance["questions"] == list(extraction.QUESTIONS) and len(extraction.QUESTIONS) == 10
+    assert booster.provenance.questions == extraction.QUESTIONS and len(extraction.QUESTIONS) == 10
 
 
-def test_activations_come_back_in_order_whatever_their_lengths(make_lm: Any) -> None:
-    lm = make_lm()
+def test_activations_come_back_in_order_whatever_their_lengths() -> None:
+    lm = make_lm(double=False)
     sequences = [[5, 6, 7], [9] * 40, [5, 6], [5, 6, 7]]
     for found, tokens in zip(activations(lm, sequences, 1, torch.clone), sequences, strict=True):
         with torch.no_grad():
@@ -94,21 +85,21 @@ def test_activations_come_back_in_order_whatever_their_lengths(make_lm: Any) -> 
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_class_without_documents_is_refused(make_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = make_lm()
-    task = examples(lm)
+def test_a_class_without_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm(double=False)
+    task = examples(lm, prompt_format=SHOWN)
     for right, what in ((True, "correctly"), (False, "incorrectly")):
-        given = [Answer(1.0, right)] * len(task.train)
+        given = [Outcome(torch.tensor(1.0), right)] * len(task.train)
         with monkeypatch.context() as patch:
-            patch.setattr(extraction, "answers", lambda *args, given=given, **kwargs: [given])
+            patch.setattr(extraction, "outcomes", lambda *args, given=given, **kwargs: [given])
             with pytest.raises(TrainingError, match=f"all {len(task.train)} documents of toy_choice .* {what}"):
                 mean_difference(lm, task)
 
 
-def test_what_has_no_direction_is_refused(make_lm: Any) -> None:
-    lm = make_lm()
+def test_what_has_no_direction_is_refused() -> None:
+    lm = make_lm(double=False)
     with pytest.raises(TrainingError, match="toy_text has no choices"):
-        mean_difference(lm, examples(lm, "toy_text"))
+        mean_difference(lm, examples(lm, "toy_text", prompt_format=SHOWN))
     with pytest.raises(TrainingError, match="no questions"):
         function_vector(lm, [])
     with pytest.raises(ModelError, match="layer 4 is out of range"):

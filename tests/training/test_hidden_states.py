@@ -1,16 +1,18 @@
+"""Hidden states in memory and on disk."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from aft_harness.training.hidden_states import StateStore
+from aft_harness.training.hidden_states import HiddenStates
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("limit", [0, 100, 10**9])
 def test_states_come_back_as_they_were(dtype: torch.dtype, limit: int) -> None:
     states = [torch.randn(length, 3).to(dtype) for length in (1, 5, 2, 7)]
-    with StateStore(limit) as store:
+    with HiddenStates(limit) as store:
         for state in states:
             store.append(state)
         for index in (2, 0, 3, 1, 1):
@@ -20,7 +22,7 @@ def test_states_come_back_as_they_were(dtype: torch.dtype, limit: int) -> None:
 
 def test_memory_is_bounded_and_what_is_stored_is_not_a_view() -> None:
     batch = torch.ones(4, 1000)
-    with StateStore(4000) as store:
+    with HiddenStates(4000) as store:
         for row in batch:
             store.append(row[None])
         assert [isinstance(state, torch.Tensor) for state in store._states] == [True, False, False, False]

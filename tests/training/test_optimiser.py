@@ -1,3 +1,5 @@
+"""Learning rates by layer, and their schedule."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -32,7 +34,7 @@ def test_absolute_rates_are_the_same_everywhere() -> None:
     assert {group["lr"] for group in adam(injections, 0.1).param_groups} == {0.1}
 
 
-def test_the_linear_schedule_falls_to_nothing() -> None:
+def test_the_linear_schedule_decays_to_zero() -> None:
     optimiser = adam({0: StaticInjection(torch.zeros(4, requires_grad=True))}, 0.8)
     pace = scheduler(optimiser, "linear", 4)
     rates = []

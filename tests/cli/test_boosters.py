@@ -1,0 +1,96 @@
+"""`aft show` and `aft mix`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_cases import aft, assert_refused, bad_boosters
+
+from aft_harness.boosters import references
+from aft_harness.boosters.booster import Booster
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_show_refuses_bad_boosters_in_one_line(in_tmp: Path) -> None:
+    for vector, reason in bad_boosters(in_tmp).items():
+        if vector.startswith(("narrow", "deep")):  # fine in themselves
+            assert aft("show", vector).exit_code == 0
+            continue
+        result = aft("show", vector)
+        assert_refused(result, 2 if vector.endswith(":x") else 1, reason)
+        assert result.exit_code == 2 or result.stderr.count("\n") == 1
+
+
+def test_show_prints_what_a_booster_is(in_tmp: Path) -> None:
+    provenance = {
+        "base_model": {"name": "m/n", "fingerprint": "ab" * 32},
+        "method": "aft",
+        "objective": "both",
+        "tasks": [{"task": "arc_easy", "split": "train[0:99]", "n_train": 90}],
+        "measured_on": "development",
+        "before": {"loss": 2.0, "accuracy": 0.25, "n": 4, "measure": "training objective"},
+        "after": {"loss": 1.5, "accuracy": 0.5, "n": 4, "measure": "training objective"},
+        "seed": 0,
+        "licence": "MIT",
+    }
+    booster = Booster.static({1: torch.ones(4), 2: 2 * torch.ones(4)}, provenance)
+    booster.save("a.safetensors")
+    result = aft("show", "a.safetensors:0.5")
+    assert result.exit_code == 0
+    shown = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert ["booster", "a.safetensors:0.5 at strength 0.5"] in shown or [
+        "booster",
+        "a.safetensors at strength 0.5",
+    ] in shown
+    assert ["sha256", booster.sha256] in shown and ["parameters", "8 (hidden size 4)"] in shown
+    assert ["method", "aft, objective both"] in shown and ["seed", "0"] in shown and ["licence", "MIT"] in shown
+    assert ["before", "training objective 2.0000, accuracy 25.0% (development documents)"] in shown
+    assert ["after", "training objective 1.5000, accuracy 50.0% (development documents)"] in shown
+    for line in (
+        "base model  m/n (abababababab)",
+        "layer 1     static, norm 2.0000",
+        "layer 2     static, norm 4.0000",
+    ):
+        assert line in result.stdout.splitlines()
+    assert "trained on  arc_easy train[0:99]: 90 documents" in result.stdout.splitlines()
+    starts = {len(line) - len(line.split("  ", 1)[1].lstrip()) for line in result.stdout.splitlines()}
+    assert len(starts) == 1, "values are not aligned"
+
+
+def test_show_prints_json(in_tmp: Path) -> None:
+    booster = Booster.static({1: torch.ones(4)}, {"method": "aft", "seed": 3, "documents": {"hashes": ["0" * 16]}})
+    booster.save("a.safetensors")
+    result = aft("show", "a.safetensors:2", "--json")
+    assert result.exit_code == 0 and result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found["booster_sha256"] == booster.sha256 and found["strength"] == 2
+    assert (found["parameters"], found["hidden_size"]) == (4, 4)
+    assert found["injections"] == booster.specs and found["provenance"] == booster.provenance.to_json()
+
+
+def test_mixing_makes_a_file_that_does_what_the_plus_grammar_does(in_tmp: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        generator = torch.Generator().manual_seed(seed)
+        Booster.static({seed: torch.randn(32, generator=generator)}).save(f"{name}.safetensors")
+    result = aft("mix", "a.safetensors:0.5", "b.safetensors:-2", "-o", "c.safetensors")
+    assert result.exit_code == 0 and "2 boosters, layers 0-1, 64 parameters" in result.stdout
+    mixed = references.load("a.safetensors:0.5+b.safetensors:-2").booster
+    assert mixed is not None and Booster.load("c.safetensors").sha256 == mixed.sha256
+    Booster.static({0: torch.ones(32)}, {"base_model": {"name": "x", "fingerprint": "1"}}).save("x.safetensors")
+    Booster.static({0: torch.ones(32)}, {"base_model": {"name": "y", "fingerprint": "2"}}).save("y.safetensors")
+    for vectors, exit_code, reason in (
+        (["x.safetensors", "y.safetensors"], 1, "boosters of different models cannot be mixed: x (1), y (2)"),
+        (["a.safetensors:high"], 2, "strength 'high' is not a number"),
+        (["nowhere.safetensors"], 1, "no such booster"),
+    ):
+        assert_refused(aft("mix", *vectors, "-o", "d.safetensors"), exit_code, reason)
+    assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "a booster file ends in .safetensors")
+    assert not Path("d.safetensors").exists()
