@@ -172,7 +172,8 @@ def test_a_task_that_was_learned_from_is_evaluated_like_a_fresh_one(lm: SteeredH
     used = toys()
     for name in ("toy_choice", "toy_text"):
         drawn(name, lm, PromptFormat(num_fewshot=5), source=used, dev_docs=3)
-    for prompt_format in (ONE_SHOT, PromptFormat(num_fewshot=2)):  # the number of shots before leaves no trace
+    # The number of shots that was asked for before leaves no trace.
+    for prompt_format in (ONE_SHOT, PromptFormat(num_fewshot=2), PromptFormat()):
         ours, fresh = (
             evaluate(lm, VARIANTS[:2], ["toy_group"], prompt_format, source=source) for source in (used, toys())
         )
