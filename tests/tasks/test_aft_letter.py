@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from aft_harness.harness.tasks import Tasks
 from aft_harness.training import extraction
 from aft_harness.training.development import outcomes
 from aft_harness.training.objective import ranking_objectives
-from aft_harness.training.recipe import Settings
+from aft_harness.training.recipe import RECIPES
 from aft_harness.training.train import train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "studies" / "reproduce.py"
@@ -139,7 +140,7 @@ def test_aft_is_the_published_procedure(lm: SteeredHFLM) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", spy)
-        trained = train(lm, [task], Settings(layers=(2,), objective="answer", lr=1e-2, epochs=5, batch_size=4))
+        trained = train(lm, [task], replace(RECIPES["original"], layers=2))
     assert first is not None
     torch.testing.assert_close(seen[0], first, rtol=1e-3, atol=1e-9)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-3)
