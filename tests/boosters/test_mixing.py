@@ -22,13 +22,13 @@ def test_mixing_adds_layer_by_layer() -> None:
 
 
 def test_mixing_remembers_parts_and_training_documents() -> None:
-    one = made(1, documents={"hashes": ["aa"]}, tasks=[{"task": "x"}])
-    two = made(1, documents={"hashes": ["bb", "aa"]}, tasks=[{"task": "y"}], seed=3)
+    one = made(1, documents={"hashes": ["a" * 16]}, tasks=[{"task": "x"}])
+    two = made(1, documents={"hashes": ["b" * 16, "a" * 16]}, tasks=[{"task": "y"}], seed=3)
     mixed = mix([(one, 1.0), (two, 2.0)])
-    assert mixed.provenance.documents is not None and mixed.provenance.documents.hashes == ("aa", "bb")
+    assert mixed.provenance.documents is not None and mixed.provenance.documents.hashes == ("a" * 16, "b" * 16)
     assert mixed.provenance.trained_on == ["x", "y"]
     parts = mixed.provenance.parts or ()
-    assert [(part["strength"], part["booster_sha256"]) for part in parts] == [(1.0, one.sha256), (2.0, two.sha256)]
+    assert [(part.strength, part.booster_sha256) for part in parts] == [(1.0, one.sha256), (2.0, two.sha256)]
 
 
 def test_a_mixture_says_what_its_parts_have_lost(tmp_path: Path) -> None:
