@@ -20,7 +20,9 @@ class AftError(Exception):
     def __str__(self) -> str:
         """The message in one line, whatever it quotes."""
         message = printable(super().__str__())
-        return message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+        if len(message) <= LONGEST:
+            return message
+        return f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"  # what is wrong often stands at the end
 
 
 class ParseError(AftError, ValueError):
