@@ -40,11 +40,10 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
 
 
 def _provenance(parts: Sequence[tuple[Booster, float]]) -> dict[str, Any]:
-    records: list[dict[str, Any]] = []
-    for booster, strength in parts:
-        provenance = booster.provenance.to_json()
-        provenance.pop("documents", None)  # of all parts together, below
-        records.append({"booster_sha256": booster.sha256, "strength": strength, "provenance": provenance})
+    records = [
+        {"booster_sha256": booster.sha256, "strength": strength, "provenance": booster.provenance.inherited()}
+        for booster, strength in parts
+    ]
     return {
         "method": "mix",
         "parts": records,

@@ -8,6 +8,7 @@ docs/booster-format.md. Knows nothing of tensors or files.
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -31,6 +32,9 @@ from aft_harness.errors import BoosterError
 
 DEPTH = 128
 """Lists and objects inside each other, at most; some forty mixtures of mixtures. Writers of JSON give up beyond 200."""
+
+INHERITED_DEPTH, INHERITED_SIZE = DEPTH - 16, 2**20
+"""What of a provenance others may repeat: so deep, and so many characters of JSON."""
 
 LARGEST = 2**63 - 1
 """Of whole numbers, in either direction: what a table's column holds."""
@@ -236,6 +240,17 @@ class Provenance(_Record):
         """A copy in which some fields have other values."""
         return Provenance.of({**self.to_json(), **fields})
 
+    def inherited(self) -> dict[str, Any]:
+        """What a booster that is made from this one records of it: all but the documents, which are among its own.
+
+        Of a history that is too long to be repeated again, only how this one was made.
+        """
+        recorded = self.to_json()
+        recorded.pop("documents", None)
+        if _depth(recorded) <= INHERITED_DEPTH and len(json.dumps(recorded)) <= INHERITED_SIZE:
+            return recorded
+        return {key: recorded[key] for key in ("method", "objective", "training_sha256", "seed") if key in recorded}
+
     @property
     def trained_on(self) -> list[str]:
         """Names of the tasks that were learned from."""
@@ -274,6 +289,12 @@ def _check_plain(value: Any) -> None:
             waiting += [((*path, str(key)), part) for key, part in item.items()]
         elif isinstance(item, list | tuple):
             waiting += [((*path, str(index)), part) for index, part in enumerate(item)]
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects stand inside each other, at most."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(_depth, parts), default=0)
 
 
 def _wrong(item: Any, depth: int) -> str | None:

@@ -180,10 +180,8 @@ def _started(lm: SteeredHFLM, settings: Settings, layers: Sequence[int], start: 
 def _inherited(provenance: Mapping[str, Any], start: Booster) -> dict[str, Any]:
     """What a provenance owes to the booster that training started from: its tasks and documents were learned, too."""
     before = start.provenance
-    recorded = before.to_json()
-    recorded.pop("documents", None)
     return {
-        "start": {"booster_sha256": start.sha256, "provenance": recorded},
+        "start": {"booster_sha256": start.sha256, "provenance": before.inherited()},
         "tasks": (*provenance["tasks"], *before.tasks),
         "documents": Documents.union((provenance["documents"], before.documents)),
     }
