@@ -206,7 +206,7 @@ def evaluate(
     Raises:
         AftError: One line says what is wrong with the model, a booster or a task.
     """
-    variants = [BASELINE, *_variants(boosters)]
+    variants = distinct([BASELINE, *_variants(boosters)])
     source, names = Tasks(include_path), task_names(tasks)
     source.check(names)
     asked = Slice.parse(docs) if isinstance(docs, str) else docs
@@ -285,8 +285,9 @@ def _settings(recipe: str, changes: Mapping[str, Any]) -> Settings:
 
 
 def _variants(boosters: Boosters) -> list[Variant]:
-    """Boosters as variants under names that differ."""
+    """Boosters as variants under the names that they were given."""
     if isinstance(boosters, Mapping):
-        return [replace(references.load(spec), name=str(name)) for name, spec in boosters.items()]
+        named: Mapping[Any, Any] = boosters
+        return [replace(references.load(spec), name=str(name)) for name, spec in named.items()]
     listed: list[Any] = list(boosters) if isinstance(boosters, list | tuple) else [boosters]
-    return distinct([spec if isinstance(spec, Variant) else references.load(spec) for spec in listed])
+    return [spec if isinstance(spec, Variant) else references.load(spec) for spec in listed]

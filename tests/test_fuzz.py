@@ -21,7 +21,7 @@ import yaml
 from click.testing import CliRunner
 
 from aft_harness.boosters import file_format, references
-from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.booster import Booster, canonical
 from aft_harness.boosters.file_format import sidecar
 from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.mixing import mix
@@ -184,7 +184,7 @@ def _used(booster: Booster) -> None:
     json.loads(_json(variant), parse_constant=pytest.fail).keys()
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in _described(variant))
     mixed = mix([(booster, 0.25), (booster, 0.25)])
-    file_format.canonical(mixed.provenance.to_json()).encode()
+    canonical(mixed.provenance.to_json()).encode()
     record = VariantRecord.of(variant, BASE, "cpu", "1").to_json()
     json.dumps(record, allow_nan=False)
     if _TABLES.random() < 0.9:  # they are slow

@@ -138,8 +138,10 @@ def _parse(spec: VectorSpec, depth: int) -> list[Reference]:
         references: list[Reference] = []
         for item in spec:
             pair = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2
-            listed = not pair or isinstance(item[1], str | os.PathLike | Booster | Mapping | Sequence)
-            references += _parse(item, depth + 1) if listed else _weighted(*item, depth + 1)
+            if pair and not isinstance(item[1], str | os.PathLike | Booster | Mapping | Sequence):
+                references += _weighted(item[0], item[1], depth + 1)
+            else:
+                references += _parse(item, depth + 1)
         return references
     raise ReferenceSyntaxError(f"vector={_shown(spec)} is not a booster reference; expected {FORM}")
 

@@ -57,7 +57,7 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
     provenance = booster.provenance
     objective = f", objective {provenance.objective}" if provenance.objective else ""
     found = [
-        ("booster", variant.name if variant.strength == 1 else f"{variant.name} at strength {variant.strength:g}"),
+        ("booster", variant.name),
         ("sha256", booster.sha256),
         ("base model", provenance.base_model.label if provenance.base_model else "unknown"),
         ("method", f"{provenance.method or 'unknown'}{objective}"),

@@ -20,11 +20,13 @@ def leaderboard() -> None:
 @leaderboard.command("add", context_settings=CONTEXT)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--to", "table_file", required=True, type=FILE, help="The CSV file; made if it does not exist.")
-def add(folders: tuple[Path, ...], table_file: Path) -> None:
+@click.option("--replace", is_flag=True, help="Also replace rows on other documents, and those that pool more seeds.")
+def add(folders: tuple[Path, ...], table_file: Path, replace: bool) -> None:
     """Pair the runs in output folders of lm_eval --log_samples, and add what came out.
 
     Each run with a booster needs one without, of the same model on the same documents with the same prompts. Boosters
-    that differ in their seed alone also make a row that pools them.
+    that differ in their seed alone also make a row that pools them. Results on other documents, or with other prompts,
+    are rows of their own.
     """
     in_folder("--to", table_file)
     from aft_harness.results import leaderboard
@@ -33,9 +35,12 @@ def add(folders: tuple[Path, ...], table_file: Path) -> None:
     found = rows([run for folder in folders for run in read_runs(folder)])
     if not found:
         raise TaskError(f"{', '.join(map(str, folders))}: no run has a booster; run lm_eval with --model steered-hf")
-    added, replaced = leaderboard.add(table_file, found)
+    added, replaced, kept = leaderboard.add(table_file, found, replace=replace)
     known = len(found) - added - replaced
     click.echo(f"{table_file}: {added} rows added, {replaced} replaced, {known} there already")
+    if kept:
+        what = "rows about the same, on other documents or pooling more seeds,"
+        click.echo(f"{table_file}: {kept} {what} were kept; --replace replaces them", err=True)
 
 
 @leaderboard.command("show", context_settings=CONTEXT)

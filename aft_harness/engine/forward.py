@@ -100,8 +100,8 @@ class ForwardPass:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""
         with torch.no_grad():
             output = computed_up_to(self.layers, layer, lambda: self.run(batch))
-        self._output_size = len(output) if isinstance(output, tuple) else 0
-        return output[0] if isinstance(output, tuple) else output
+        self._output_size = len(output) if isinstance(output, tuple | list) else 0
+        return output[0] if isinstance(output, tuple | list) else output
 
     def outputs(self, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of several layers, [rows, width, hidden], of one pass that ends at the highest of them."""

@@ -7,7 +7,7 @@ longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,8 +48,54 @@ class PerTextStoppingCriteria:
         found = [self._ends(tail) for tail in self._tokenizer.batch_decode(generated[:, -self._lookback :])]
         for row, ended in enumerate(found):
             # Only what will be found in the whole text may end it: tokens may read otherwise from the middle.
-            found[row] = ended and self._ends(self._tokenizer.decode(generated[row]))
+            found[row] = ended and self._ends(str(self._tokenizer.decode(generated[row])))
         return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
 
     def _ends(self, text: str) -> bool:
         return any(string in text for string in self._stop_strings)
+
+
+def is_greedy(model: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether texts are decoded greedily, one token after the other.
+
+    What is drawn depends on how many steps all texts before took, and which beam wins on when the search ends: such
+    texts must not end each at its own time.
+
+    Args:
+        model: With its generation configuration.
+        settings: For `generate`, by lm-eval's rule that a temperature of 0 is greedy.
+    """
+    beams = settings.get("num_beams") or getattr(getattr(model, "generation_config", None), "num_beams", None) or 1
+    return settings.get("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True and beams == 1
+
+
+def greedy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Tensor,
+    max_length: int,
+    stop_strings: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Continues prompts greedily, each until one of the stop strings has come, [batch, positions].
+
+    Args:
+        model: With `generate`.
+        tokenizer: Of the model.
+        context: Token ids of the prompts, padded on the left, [batch, positions].
+        max_length: Of prompt and text, tokens.
+        stop_strings: What ends a text.
+        settings: Further ones for `generate`; a temperature of 0 is left out, since transformers wants none.
+    """
+    from transformers import StoppingCriteriaList
+
+    criteria = PerTextStoppingCriteria(tokenizer, stop_strings, context.shape[1])
+    tokens: Tensor = model.generate(
+        input_ids=context,
+        max_length=max_length,
+        stopping_criteria=StoppingCriteriaList([criteria]),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **{**{name: value for name, value in settings.items() if name != "temperature"}, "do_sample": False},
+    )
+    return tokens

@@ -6,16 +6,18 @@ that hooks a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch._dynamo.eval_frame import OptimizedModule
 
 from aft_harness.boosters.booster import PROVIDED, Booster
-from aft_harness.boosters.injections import Injection
+from aft_harness.boosters.injections import Injection, StaticInjection
 from aft_harness.engine.decoder import decoder_layers, hidden_size
 from aft_harness.errors import BoosterError, ModelError
 
@@ -46,9 +48,7 @@ class Steering:
             BoosterError: The booster is for another hidden size or more layers.
             ModelError: The model cannot be hooked.
         """
-        if hasattr(model, "_orig_mod"):
-            raise ModelError("a compiled model ignores hooks: steer the model first, then call torch.compile")
-        self._layers = decoder_layers(model, layers_path)
+        self._model, self._layers = model, decoder_layers(model, layers_path)
         if booster.hidden_size != hidden_size(model):
             raise BoosterError(
                 f"the booster is for a hidden size of {booster.hidden_size}; {type(model).__name__} has "
@@ -61,7 +61,7 @@ class Steering:
             )
         effective = booster.scaled(strength)
         self._injections: Mapping[int, Injection] = {} if effective.is_zero else effective.injections
-        self._handles: list[RemovableHandle] = []
+        self._entered = 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -69,18 +69,25 @@ class Steering:
         return tuple(self._injections)
 
     def attach(self) -> Self:
-        """Starts steering; attaching twice changes nothing."""
-        if not self._handles:
-            self._handles = [
-                self._layers[layer].register_forward_hook(injection_hook(injection))
-                for layer, injection in self._injections.items()
-            ]
+        """Starts steering; what is attached twice is to be detached twice, and adds its delta once.
+
+        Raises:
+            ModelError: The model was compiled and ignores hooks, so that nothing would be steered.
+        """
+        if not self._entered:
+            if compiled(self._model):
+                refuse_ignored_hooks(self._model, [self._layers[layer] for layer in self._injections])
+            for layer, injection in self._injections.items():
+                _Site.of(self._layers[layer]).add(injection)
+        self._entered += 1
         return self
 
     def detach(self) -> None:
-        """Stops steering; detaching twice changes nothing."""
-        while self._handles:
-            self._handles.pop().remove()
+        """Stops steering; detaching what is not attached changes nothing."""
+        self._entered = max(self._entered - 1, 0)
+        if not self._entered:
+            for layer, injection in self._injections.items():
+                _Site.of(self._layers[layer]).remove(injection)
 
     def __enter__(self) -> Self:
         """Attaches."""
@@ -93,17 +100,86 @@ class Steering:
         self.detach()
 
 
-def injection_hook(injection: Injection) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward hook that adds the injection's delta to a layer's output, a tensor or a tuple that starts with it."""
+class _Site:
+    """The one hook of a layer that is steered: deltas of all boosters are taken of the same unsteered hidden state."""
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return output + injection.delta(output)
-        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-            return (output[0] + injection.delta(output[0]), *output[1:])
+    def __init__(self, module: nn.Module) -> None:
+        self._injections: list[Injection] = []
+        self._module, self._handle = weakref.ref(module), module.register_forward_hook(self)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Site:
+        """The site of a layer; it goes with its last injection."""
+        if module not in _SITES:
+            _SITES[module] = cls(module)
+        return _SITES[module]
+
+    def add(self, injection: Injection) -> None:
+        self._injections.append(injection)
+
+    def remove(self, injection: Injection) -> None:
+        self._injections = [other for other in self._injections if other is not injection]
+        if not self._injections:
+            self._handle.remove()
+            if (module := self._module()) is not None:
+                _SITES.pop(module, None)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        return injected(module, output, self._injections)
+
+
+_SITES: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
+
+
+def injected(module: nn.Module, output: Any, injections: Iterable[Injection]) -> Any:
+    """A layer's output, a tensor or a tuple or list that starts with it, with the deltas of injections added.
+
+    Raises:
+        ModelError: The layer returns something else.
+    """
+    hidden = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(hidden, Tensor):
         raise ModelError(f"{type(module).__name__} returns {type(output).__name__}, which cannot be steered")
+    steered = hidden
+    for injection in injections:
+        steered = steered + injection.delta(hidden)
+    return steered if isinstance(output, Tensor) else type(output)((steered, *output[1:]))
 
-    return hook
+
+def compiled(model: nn.Module) -> bool:
+    """Whether a part of a model was compiled by torch, in whatever way, so that its hooks may be ignored."""
+    return any(
+        isinstance(module, OptimizedModule)
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+@torch.no_grad()
+def refuse_ignored_hooks(model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Runs a compiled model to see whether a hook at each of some layers has an effect.
+
+    Raises:
+        ModelError: It has none at one of them: the booster would seem to change nothing.
+    """
+    tokens = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+
+    def moved(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return injected(module, output, [StaticInjection(torch.full((hidden_size(model),), 1e2))])
+
+    plain = model(tokens).logits
+    for layer in layers:
+        handle = layer.register_forward_hook(moved)
+        try:
+            ignored = torch.equal(model(tokens).logits, plain)
+        finally:
+            handle.remove()
+        if ignored:
+            raise ModelError(
+                f"{type(model).__name__} was compiled and ignores hooks, so that a booster would have no effect: load "
+                "it without torch.compile"
+            )
 
 
 @contextmanager
@@ -114,7 +190,11 @@ def training_injections(layers: nn.ModuleList, injections: Mapping[int, Injectio
         layers: The decoder layers.
         injections: By layer; unlike `Steering`, a zero injection is hooked too.
     """
-    handles = [layers[layer].register_forward_hook(injection_hook(part)) for layer, part in injections.items()]
+
+    def hook(injection: Injection) -> Callable[[nn.Module, Any, Any], Any]:
+        return lambda module, inputs, output: injected(module, output, [injection])
+
+    handles = [layers[layer].register_forward_hook(hook(part)) for layer, part in injections.items()]
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from aft_harness.boosters import documents
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.scoring import Request
-from aft_harness.errors import CacheError, TaskError
+from aft_harness.errors import CacheError, ModelError, TaskError
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,26 @@ def _label(identity: object) -> str:
         return f"{fields['name']} with " + (f"booster {booster[:12]} at {strength}" if booster else "no booster")
     except (ValueError, KeyError, TypeError):
         return "something else"
+
+
+def refuse_non_finite(value: float, request: Instance, variant: Variant, dtype: object) -> None:
+    """Refuses a score that is not a number: an accuracy over such scores would look like a result.
+
+    Args:
+        value: A loglikelihood.
+        request: What was asked.
+        variant: What was asked about it.
+        dtype: Of the model.
+
+    Raises:
+        ModelError: The value is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        where = f"document {request.doc_id} of task {request.task_name}"
+        raise ModelError(
+            f"{variant.name} gives a loglikelihood of {value} on {where}: the model overflows in "
+            f"{str(dtype).removeprefix('torch.')}; use dtype=float32 or bfloat16, or a smaller strength"
+        )
 
 
 class TrainingDocumentGuard:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -24,8 +24,8 @@ import aft_harness
 from aft_harness.boosters import references
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import BASELINE, Variant, VariantRecord
+from aft_harness.engine import generation
 from aft_harness.engine.decoder import check_causal, decoder_layers
-from aft_harness.engine.generation import PerTextStoppingCriteria
 from aft_harness.engine.identity import identify
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
@@ -141,13 +141,16 @@ class SteeredHFLM(HFLM):
             first, second = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
             if second[:1] == first:
                 first, second = second[:1], second[1:]
-        return self._request(first, second)
+        return self._request(first, second, (context, continuation))
 
-    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+    def _request(
+        self, context: Sequence[int], continuation: Sequence[int], text: tuple[str, str] | None = None
+    ) -> Request:
         if not context or not 0 < len(continuation) <= self.max_length:
+            which = f" ({text[1][:40]!r} after ...{text[0][-40:]!r})" if text else ""
             raise ModelError(
                 f"a continuation of {len(continuation)} tokens after {len(context)} cannot be scored by a model of "
-                f"{self.max_length} positions"
+                f"{self.max_length} positions{which}"
             )
         request = Request(tuple(context), tuple(continuation))
         kept = request.truncated(self.max_length)
@@ -167,7 +170,21 @@ class SteeredHFLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
         self.guard(requests)
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self.refuse_non_finite(requests, [score for score, _ in results])
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """As `hf`, and warns when the booster was trained on some of the documents."""
+        self._documents.check(self.variant, requests)
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        self.refuse_non_finite(requests, scores)
+        return scores
+
+    def refuse_non_finite(self, requests: Sequence[Instance], scores: Sequence[float]) -> None:
+        """See `guards.refuse_non_finite`."""
+        for request, score in zip(requests, scores, strict=True):
+            guards.refuse_non_finite(score, request, self.variant, self.model.dtype)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
@@ -230,7 +247,7 @@ class SteeredHFLM(HFLM):
         """Scores tokenised requests in packed rows; models that do not take them go through lm-eval's own code."""
         if not requests or not self.engine.packed:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        encoded = [self._request(context, continuation) for _, context, continuation in requests]
+        encoded = [self._request(context, continuation, text) for text, context, continuation in requests]
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
 
         def record(members: Sequence[int], results: list[list[tuple[float, bool]]]) -> None:
@@ -248,28 +265,11 @@ class SteeredHFLM(HFLM):
             return super()._model_call(*args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-        """As `hf`; greedily, each text of a batch ends at its own stop string, see `PerTextStoppingCriteria`."""
-        defaults = getattr(self.model, "generation_config", None)
-        beams = settings.get("num_beams") or getattr(defaults, "num_beams", None) or 1
-        greedy = settings.get("temperature", 0.0) == 0.0 and settings.get("do_sample") is not True
-        with self._steering or nullcontext():
-            if beams > 1 or not greedy:
-                # What is drawn depends on how many steps all texts before took, and which beam wins on when the search
-                # ends: only lm-eval's own steps give lm-eval's own texts.
-                return super()._model_generate(context, max_length, stop, **settings)
-            # The rule of lm-eval: a temperature of 0 is greedy, and then transformers wants none.
-            settings.pop("temperature", None)
-            criteria = PerTextStoppingCriteria(self.tokenizer, stop, context.shape[1])
-            generate: Callable[..., Tensor] = self.model.generate
-            with self._autocast():
-                return generate(
-                    input_ids=context,
-                    max_length=max_length,
-                    stopping_criteria=transformers.StoppingCriteriaList([criteria]),
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    use_cache=True,
-                    **{**settings, "do_sample": False},
-                )
+        """As `hf`; greedily, each text of a batch ends at its own stop string, see `generation.greedy`."""
+        with self._steering or nullcontext(), self._autocast():
+            if generation.is_greedy(self.model, settings):
+                return generation.greedy(self.model, self.tokenizer, context, max_length, stop, settings)
+            return super()._model_generate(context, max_length, stop, **settings)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

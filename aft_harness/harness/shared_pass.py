@@ -43,6 +43,7 @@ class SharedPass:
         # Long prompts are compared and hashed once; from then on a request is its place in `_requests`.
         self._places: dict[tuple[str, str], int] = {}
         self._requests: dict[Request, int] = {}
+        self._asked: dict[int, Instance] = {}  # the first that asked for each
         self._scored: list[dict[int, Result]] = [{} for _ in variants]
 
     def loglikelihood(self, requests: Sequence[Instance], index: int) -> list[Result]:
@@ -50,7 +51,9 @@ class SharedPass:
         for request in requests:
             if request.args not in self._places:
                 encoded = self._lm.encode(*request.args)
-                self._places[request.args] = self._requests.setdefault(encoded, len(self._requests))
+                place = self._requests.setdefault(encoded, len(self._requests))
+                self._places[request.args] = place
+                self._asked.setdefault(place, request)
         places = [self._places[request.args] for request in requests]
         scored = self._scored[index]
         if any(place not in scored for place in places):
@@ -83,6 +86,8 @@ class SharedPass:
                 nonlocal done
                 for index, found in zip(indices, results, strict=True):
                     pairs = dict(zip(members, found, strict=True))
+                    asked = [self._asked[places[member]] for member in pairs]
+                    self.models[index].refuse_non_finite(asked, [score for score, _ in pairs.values()])
                     self._scored[index].update((places[member], result) for member, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][member]: result for member, result in pairs.items()})

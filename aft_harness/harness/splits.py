@@ -70,11 +70,16 @@ class TrainingRows:
     def carve(self, order: list[int], dev_docs: int) -> tuple[list[int], list[int]]:
         """Splits an order into development and training rows; rows with one question stay together."""
         cut = min(dev_docs, len(order))
-        while 0 < cut < len(order) and self._order_key(order[cut - 1]) == self._order_key(order[cut]):
+        while 0 < cut < len(order) and self._together(order[cut - 1], order[cut]):
             cut += 1
         # Rows with one question nearly always follow each other; where they do not, they are not learned from.
         development = {self.hashes[index] for index in order[:cut]}
         return order[:cut], [index for index in order[cut:] if self.hashes[index] not in development]
+
+    def _together(self, index: int, following: int) -> bool:
+        """Whether no cut is made between two rows: of one question, or of one place in the order, as published."""
+        same = self.hashes[index] == self.hashes[following]
+        return same or self._order_key(index) == self._order_key(following)
 
     def _order_key(self, index: int) -> str:
         """What a row's place in the order is drawn by: its question's words alone, without symbols.

@@ -1,7 +1,8 @@
 """Leaderboards: tables of paired results as a CSV file that many runs and processes add to.
 
 Knows which rows are about the same thing, and keeps the corrected p-values of the whole table right. Knows nothing of
-where rows come from.
+where rows come from. A result on other documents, or with other prompts, is another row: a first look at a few of the
+documents never takes the place of a whole evaluation, and both count in the correction.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
 
-from aft_harness.errors import FileError
+from aft_harness.errors import FileError, TaskError
 from aft_harness.results import table
 from aft_harness.results.statistics import holm
 from aft_harness.results.table import COLUMNS, POOLED
@@ -24,19 +25,37 @@ _SUBJECT = (
     *("model", "revision", "dtype", "booster", "strength"),
     *("task", "task_version", "num_fewshot", "metric", "filter"),
 )
+_MADE = ("method", "objective", "trained_on", "trained_n", "layers", "booster_parameters")
+_ASKED = ("documents_sha256", "prompts_sha256")
+_NUMBERS = ("n", "baseline", "steered", "gained", "lost")
 
 
-def add(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+class Added(NamedTuple):
+    """What adding rows to a leaderboard did.
+
+    Attributes:
+        added: Rows about what no row was about.
+        replaced: Rows that took the place of others.
+        kept: Rows of the table that `replace` would have replaced: about the same, but on other documents or pooling
+            more seeds.
+    """
+
+    added: int
+    replaced: int
+    kept: int
+
+
+def add(path: Path, rows: Iterable[Mapping[str, Any]], *, replace: bool = False) -> Added:
     """Adds rows to a leaderboard and corrects its p-values anew; other processes may add at the same time.
 
-    A row that is there already changes nothing; one about the same thing with other numbers is replaced.
+    A row that is there already changes nothing. One on the same documents with the same prompts but other numbers is
+    replaced, unless it pools more seeds; so is one with the same numbers that tells neither documents nor prompts,
+    which earlier versions did not record.
 
     Args:
         path: The CSV file, made if it does not exist.
         rows: From `runs.rows`.
-
-    Returns:
-        How many rows were added, and how many replaced.
+        replace: The rows also take the place of those on other documents and of those that pool more seeds.
 
     Raises:
         TaskError: The file is no leaderboard.
@@ -44,20 +63,34 @@ def add(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
     """
     new = table.to_rows(table.to_frame(rows))
     with _locked(path):
-        known = {_key(row): row for row in (table.to_rows(load(path)) if path.exists() else ())}
+        known = _by_key(path, table.to_rows(load(path)) if path.exists() else ())
+        arriving = {_key(row) for row in new}
+        present: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+        for key, row in known.items():
+            if key not in arriving:
+                present[_thing(row)].append(key)
         added = replaced = 0
+        kept: set[tuple[str, ...]] = set()
         for row in new:
             key = _key(row)
-            if key not in known:
-                added += 1
-            elif not _same(known[key], row):
+            if key in known:
+                if _same(known[key], row):
+                    continue
+                if not replace and (known[key]["seeds"] or 0) > (row["seeds"] or 0):
+                    kept.add(key)
+                    continue
                 replaced += 1
             else:
-                continue
+                others = [other for other in present[_thing(row)] if other in known and _elsewhere(known[other], row)]
+                gone = others if replace else [other for other in others if _unrecorded(known[other], row)]
+                for other in gone:
+                    del known[other]
+                kept |= set(others) - set(gone)
+                added, replaced = (added, replaced + 1) if gone else (added + 1, replaced)
             known[key] = row
         if added or replaced:
             table.to_csv(table.to_frame(corrected(known.values()))[list(COLUMNS)], path)
-    return added, replaced
+    return Added(added, replaced, len(kept))
 
 
 def load(path: Path) -> pd.DataFrame:
@@ -110,16 +143,42 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _by_key(path: Path, rows: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        if not _same(known.setdefault(_key(row), row), row):
+            what = f"{row['booster']} on {row['task']}, {row['metric']}"
+            raise TaskError(f"{path}: holds two rows about the same with other numbers ({what}); remove one of them")
+    return known
+
+
 def _subject(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[column]) for column in _SUBJECT)
+    return tuple(str(row[column]) for column in (*_SUBJECT, *_MADE, *_ASKED))
+
+
+def _thing(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row is about, whatever the documents and prompts."""
+    # One that pools seeds is about the same thing whatever the seeds.
+    booster = "" if row["seed"] == POOLED else str(row["booster_sha256"])
+    subject, made = ([str(row[column]) for column in columns] for columns in (_SUBJECT, _MADE))
+    return (*subject, str(row["seed"]), booster, *made)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a row is about. One that pools seeds is about the same thing whatever the seeds."""
-    booster = "" if row["seed"] == POOLED else str(row["booster_sha256"])
-    return (*_subject(row), str(row["seed"]), booster)
+    """What a row is about, by which it is known again."""
+    return (*_thing(row), *(str(row[column]) for column in _ASKED))
 
 
 def _same(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two rows say the same, but for when, and for the correction, which depends on the table."""
     return all(known[column] == new[column] for column in COLUMNS if column not in ("date", "p_holm"))
+
+
+def _elsewhere(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two rows about the same are not known to be about the same documents."""
+    return not known["documents_sha256"] or bool(known["documents_sha256"] != new["documents_sha256"])
+
+
+def _unrecorded(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the known row is the new one, written before documents and prompts were recorded."""
+    return not any(known[column] for column in _ASKED) and all(known[column] == new[column] for column in _NUMBERS)

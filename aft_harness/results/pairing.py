@@ -7,10 +7,13 @@ two models; documents whose prompts differ are no pair.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,34 @@ Samples = Mapping[tuple[str, int], Line]
 
 _KEYS = {"doc_id": int, "doc_hash": str, "prompt_hash": str, "target_hash": str, "filter": str}
 """What a line needs to be paired, and of which type."""
+
+_MUST_AGREE = ("prompt_hash", "target_hash")
+"""What a document has in common in two runs that are compared or pooled."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the samples of a task answer, as short digests: results on something else are results of something else.
+
+    Attributes:
+        documents: Of the documents.
+        prompts: Of the documents, what the model read of each, and what was right: few-shot examples, chat template
+            and system instruction are in it.
+    """
+
+    documents: str
+    prompts: str
+
+    @classmethod
+    def of(cls, lines: Iterable[Line]) -> Asked:
+        """What lines of samples answer, whatever their order, filters and metrics."""
+        keys = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
+        found = sorted({tuple(line[key] for key in keys) for line in lines})
+        return cls(_digest([key[:2] for key in found]), _digest(found))
+
+
+def _digest(keys: Sequence[tuple[Any, ...]]) -> str:
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -123,7 +154,7 @@ def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     """Lines of samples in which each comparable metric is a document's mean over several runs.
 
     Raises:
-        TaskError: The runs hold different documents.
+        TaskError: The runs hold different documents, or the same ones with different prompts.
     """
     indexed = [{(line["filter"], line["doc_hash"], line["doc_id"]): line for line in lines} for lines in runs]
     first = indexed[0]
@@ -132,8 +163,11 @@ def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     means = []
     for key, line in first.items():
         members = [run[key] for run in indexed]
+        if any(member[name] != line[name] for member in members for name in _MUST_AGREE):
+            raise TaskError("the runs of several seeds were given different prompts: they cannot be pooled")
         pooled = {
-            metric: sum(member[metric] for member in members) / len(members)
+            # Exact fractions: the mean of equal numbers is that number, which a sum of floats divided by n need not be.
+            metric: statistics.mean(float(member[metric]) for member in members)
             for metric in _metrics(line)
             if all(comparable(member.get(metric)) for member in members)
         }
@@ -160,7 +194,7 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
     if not baseline:
         raise TaskError("the runs hold no documents: nothing can be compared")
     for key, before in baseline.items():
-        for name in ("prompt_hash", "target_hash"):
+        for name in _MUST_AGREE:
             if before[name] != steered[key][name]:
                 raise TaskError(f"document {before['doc_id']} has another {name} in each run: they cannot be paired")
     if any(metric not in line for line in (*baseline.values(), *steered.values())):

@@ -28,6 +28,7 @@ _BLUE, _PALE_BLUE, _RED, _GREY = "#4269d0", "#b8c4ea", "#ff725c", "#888888"
 
 _MODEL = ["model", "revision", "dtype"]
 _BOOSTER = ["booster", "trained_n", "objective", "strength"]
+_EVALUATION = ["task", "num_fewshot", "n", "documents_sha256", "prompts_sha256"]
 
 
 class _Figure(Figure):
@@ -64,7 +65,8 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
         rows = rows[rows["metric"] == metric].sort_values(over)
         scale = _scale(rows)
         deltas = scale * rows["delta"]
-        errors = [deltas - scale * rows["ci_low"], scale * rows["ci_high"] - deltas]
+        # An end may lie on the point itself, and beyond it by rounding; that of an unknown interval is not drawn.
+        errors = [(deltas - scale * rows["ci_low"]).clip(lower=0), (scale * rows["ci_high"] - deltas).clip(lower=0)]
         axis.errorbar(rows[over], deltas, yerr=errors, fmt="o", color=_BLUE, ecolor=_PALE_BLUE, markersize=4)
         chosen = rows[rows["chosen"].fillna(0).astype(bool)] if "chosen" in rows else rows[:0]
         if len(chosen):
@@ -92,7 +94,8 @@ def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[st
     could have shown, so that noise stays pale. A star marks what stands after correction at 5%.
 
     Args:
-        rows: Of one leaderboard, see `leaderboard.load`; of several of one cell, the pooled one counts, or the first.
+        rows: Of one leaderboard, see `leaderboard.load`; of several of one cell, the pooled one counts, or the first. A
+            task has a column for each choice of documents and prompts.
         path: The file to write, atomically; its suffix is its format.
         lower_is_better: Metrics of which less is better, such as a perplexity.
 
@@ -102,10 +105,11 @@ def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[st
     """
     _check(rows, path)
     ordered = rows.sort_values("seed", key=lambda seeds: seeds != POOLED, kind="stable")
-    cells = ordered.drop_duplicates([*_MODEL, *_BOOSTER, "task"])
+    cells = ordered.drop_duplicates([*_MODEL, *_BOOSTER, *_EVALUATION])
+    cells = cells.assign(evaluation=cells.groupby(_EVALUATION, sort=False, dropna=False).ngroup())
     panels = [_with_sources(panel) for _, panel in cells.groupby(_MODEL, sort=False)]
     heights = [panel["source"].nunique() for panel in panels]
-    widest = max(panel["task"].nunique() for panel in panels)
+    widest = max(panel["evaluation"].nunique() for panel in panels)
     figure = _Figure(
         figsize=(max(3.6 + 1.35 * widest, 5.5), 0.6 + sum(1.3 + 0.55 * height for height in heights)),
         layout="constrained",
@@ -126,7 +130,7 @@ def _with_sources(cells: pd.DataFrame) -> pd.DataFrame:
     source = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
     labelled = cells.assign(source=source)
     for count in range(1, len(_BOOSTER) + 1):
-        if not labelled.duplicated(["source", "task"]).any():
+        if not labelled.duplicated(["source", "evaluation"]).any():
             break
         labelled = cells.assign(source=cells[_BOOSTER[:count]].astype(str).agg(", ".join, axis=1))
     return labelled
@@ -134,16 +138,21 @@ def _with_sources(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_transfer(axis: Axes, cells: pd.DataFrame, lower_is_better: Collection[str]) -> Any:
     """Draws the heat map of one model and returns its mesh."""
-    sources, tasks = list(dict.fromkeys(cells["source"])), list(dict.fromkeys(cells["task"]))
-    shades = np.full((len(sources), len(tasks)), np.nan)
-    labels = []
-    for column, task in enumerate(tasks):
-        rows = cells[cells["task"] == task]
+    sources, evaluations = list(dict.fromkeys(cells["source"])), list(dict.fromkeys(cells["evaluation"]))
+    shades = np.full((len(sources), len(evaluations)), np.nan)
+    labels: list[str] = []
+    for column, evaluation in enumerate(evaluations):
+        rows = cells[cells["evaluation"] == evaluation]
+        task, prompts = rows["task"].iloc[0], rows["prompts_sha256"].iloc[0]
         metric = rows["metric"].iloc[0]
         sign = -1 if metric in lower_is_better else 1
         scale = _scale(rows) if (rows["metric"] == metric).all() else 1
         largest = np.nanmax([rows["delta"].abs().max(), 2 * rows["min_detectable"].min()]) or 1.0
-        labels.append(f"{task}\n{metric}\nn = {rows['n'].iloc[0]}, {scale * rows['baseline'].iloc[0]:.3g}")
+        several = cells.loc[cells["task"] == task, "evaluation"].nunique() > 1
+        labels.append(
+            f"{task}\n{metric}\nn = {rows['n'].iloc[0]}, {scale * rows['baseline'].iloc[0]:.3g}"
+            + (f"\nprompts {prompts[:8] or 'unknown'}" if several else "")
+        )
         for cell in rows.to_dict("records"):
             row = sources.index(cell["source"])
             shades[row, column] = shade = sign * cell["delta"] / largest
@@ -154,7 +163,7 @@ def _draw_transfer(axis: Axes, cells: pd.DataFrame, lower_is_better: Collection[
     # The ends of the colours are too dark to read on; the largest change keeps clear of them.
     mesh = axis.pcolormesh(np.ma.masked_invalid(shades), cmap="RdBu", vmin=-1.25, vmax=1.25)
     axis.invert_yaxis()
-    axis.set_xticks([column + 0.5 for column in range(len(tasks))], labels, fontsize=8)
+    axis.set_xticks([column + 0.5 for column in range(len(evaluations))], labels, fontsize=8)
     names = [textwrap.fill(source.replace("+", " + "), 24) for source in sources]
     axis.set_yticks([row + 0.5 for row in range(len(sources))], names, fontsize=9)
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")

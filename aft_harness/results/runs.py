@@ -22,7 +22,7 @@ from aft_harness.boosters.layers import ranges
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import VariantRecord
 from aft_harness.errors import FileError, TaskError
-from aft_harness.results.pairing import Line, compared, mean_samples, read_lines
+from aft_harness.results.pairing import Asked, Line, compared, mean_samples, read_lines
 from aft_harness.results.statistics import Paired
 from aft_harness.results.table import COLUMNS, POOLED
 
@@ -62,6 +62,11 @@ class Run:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(("config", "aft", *map(str, first["loc"])))
             raise TaskError(f"{self.source}: its results are malformed: {field}: {first['msg'].lower()}") from None
+
+    @cached_property
+    def asked(self) -> dict[str, Asked]:
+        """What was asked in each task."""
+        return {task: Asked.of(lines) for task, lines in self.samples.items()}
 
     @property
     def steered(self) -> bool:
@@ -103,24 +108,25 @@ def _read_run(file: Path) -> Run:
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The table rows that runs make: each steered run against a baseline of its model, task by task.
 
-    Boosters that differ in nothing but their seed also make rows that pool them. `p_holm` holds the uncorrected p-value
-    in rows of the family that is corrected, see `leaderboard.corrected`.
+    Boosters that differ in nothing but their seed also make rows that pool them, where they were asked the same.
+    `p_holm` holds the uncorrected p-value in rows of the family that is corrected, see `leaderboard.corrected`.
 
     Raises:
         TaskError: A steered run without a baseline, or one on different documents or with different prompts.
     """
     baselines = [run for run in runs if not run.steered]
     made: list[dict[str, Any]] = []
-    groups: dict[tuple[Any, ...], dict[str, list[tuple[Run, Run]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[tuple[Run, Run]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if not run.steered:
             continue
         for task in run.samples:
             baseline = _baseline(run, task, baselines)
             made += _rows(run, baseline, task, run.samples[task])
-            groups[_all_but_seed(run)][task].append((run, baseline))
+            version = str(run.results["versions"].get(task))
+            groups[_all_but_seed(run)][task, version, run.asked[task]].append((run, baseline))
     for tasks in groups.values():
-        for task, pairs in tasks.items():
+        for (task, *_), pairs in tasks.items():
             made += _pooled(task, pairs)
     return made
 
@@ -132,17 +138,17 @@ def booster_name(variant: VariantRecord) -> str:
 
 
 def _baseline(run: Run, task: str, baselines: Sequence[Run]) -> Run:
-    """The run that a steered one is compared with on a task: of the same model, on the same documents."""
+    """The run that a steered one is compared with on a task: of the same model, asked the same, the last of several."""
     candidates = [other for other in baselines if task in other.samples and _same_model(run, other)]
     if not candidates:
         model = _variant(run).base_model.name
         raise TaskError(f"{run.source}: has no baseline of {model} on {task}; run lm_eval without vector= too")
-    documents = _documents(run, task)
-    return ([other for other in candidates if _documents(other, task) == documents] or candidates)[-1]
-
-
-def _documents(run: Run, task: str) -> set[tuple[str, int]]:
-    return {(line["doc_hash"], line["doc_id"]) for line in run.samples[task]}
+    asked = run.asked[task]
+    # Where none was asked the same, the nearest: comparing the two says what differs.
+    return max(
+        reversed(candidates),
+        key=lambda other: (other.asked[task] == asked, other.asked[task].documents == asked.documents),
+    )
 
 
 def _same_model(run: Run, baseline: Run) -> bool:
@@ -207,8 +213,11 @@ def _row(run: Run, task: str, metric: str, filter_name: str, paired: Paired, see
         "delta": paired.delta,
         "transfer": int(task not in variant.trained_on),
         "seed": seed or ("" if variant.seed is None else str(variant.seed)),
+        "seeds": 1,
         "dtype": str(results["config"].get("model_dtype", "")).removeprefix("torch."),
         "device": variant.device,
+        "documents_sha256": run.asked[task].documents,
+        "prompts_sha256": run.asked[task].prompts,
         "lm_eval": str(results.get("lm_eval_version", "")),
         "aft_harness": variant.version,
         "date": datetime.datetime.fromtimestamp(float(results["date"]), datetime.UTC).date().isoformat(),
@@ -220,7 +229,8 @@ def _all_but_seed(run: Run) -> tuple[Any, ...]:
     """What boosters that are pooled have in common: all but their seed, and so the name that a user gave."""
     variant = _variant(run)
     return (
-        *(run.name, _identity(variant.base_model), variant.method, variant.objective, variant.trained_on),
+        *(run.name, _identity(variant.base_model), str(run.results["config"].get("model_dtype"))),
+        *(variant.method, variant.objective, variant.trained_on),
         *(variant.trained_n, variant.layers, variant.strength, variant.booster_parameters),
     )
 
@@ -234,4 +244,4 @@ def _pooled(task: str, pairs: Sequence[tuple[Run, Run]]) -> Iterator[dict[str, A
     identities = sorted(str(_variant(run).booster_sha256) for run, _ in seeds.values())
     digest = hashlib.sha256("".join(identities).encode()).hexdigest()
     for row in _rows(first, baseline, task, samples, POOLED):
-        yield {**row, "booster_sha256": digest}
+        yield {**row, "booster_sha256": digest, "seeds": len(seeds)}

@@ -14,8 +14,14 @@ from scipy.stats import binomtest, bootstrap, permutation_test
 
 RESAMPLES = 9999
 
+_ALPHA = 0.05
+"""One minus the coverage of intervals."""
+
 _EXACT_PAIRS = 12
 """So many documents that differ are flipped in every way; more are flipped at random."""
+
+_ROUNDING = 4 * float(np.finfo(float).eps)
+"""Relative size of a difference that arithmetic alone can make: a few units in the last place."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Paired:
         gained: Documents wrong before and right after; None where outcomes are not 0 or 1.
         lost: Documents right before and wrong after; None where outcomes are not 0 or 1.
         p_value: Two-sided: exact McNemar test of 0/1 outcomes, sign-flip permutation test of others.
-        ci_low: Lower end of the 95% interval of the change, paired bootstrap over documents.
+        ci_low: Lower end of the 95% interval of the change, see `paired_interval`; NaN where nothing is known of it.
         ci_high: Its upper end.
         min_detectable: See `min_detectable`.
     """
@@ -46,12 +52,13 @@ class Paired:
 
     @property
     def delta(self) -> float:
-        """Change of the mean."""
-        return self.steered - self.baseline
+        """Change of the mean; zero where it is no more than rounding."""
+        change = self.steered - self.baseline
+        return change if abs(change) > _ROUNDING * max(abs(self.steered), abs(self.baseline)) else 0.0
 
 
 def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool = False) -> Paired:
-    """Compares two sequences of outcomes, document by document.
+    """Compares two sequences of outcomes, document by document; those that differ by rounding alone are equal.
 
     Args:
         baseline: One a document.
@@ -66,24 +73,29 @@ def compare(baseline: Sequence[float], steered: Sequence[float], *, means: bool 
     before, after = np.asarray(baseline, dtype=float), np.asarray(steered, dtype=float)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError("paired outcomes must be finite numbers")
+    after = np.where(np.abs(after - before) > _ROUNDING * np.maximum(np.abs(after), np.abs(before)), after, before)
     differences = after - before
+    if np.ptp(differences) <= _ROUNDING * max(np.abs(after).max(), np.abs(before).max()):
+        differences = np.full_like(differences, np.median(differences))  # all the same but for rounding
     gained = lost = None
-    if not means and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+    right_or_wrong = bool(np.isin(before, (0, 1)).all())
+    if not means and right_or_wrong and np.isin(after, (0, 1)).all():
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
         p_value = exact_mcnemar(gained, lost)
     else:
         p_value = sign_flip(differences)
-    low, high = paired_interval(differences)
+    fractions = gained is not None or (means and right_or_wrong and bool(((after >= 0) & (after <= 1)).all()))
+    low, high = paired_interval(differences, fractions=fractions)
     return Paired(
         n=len(before),
-        baseline=float(before.mean()),
-        steered=float(after.mean()),
+        baseline=math.fsum(before) / len(before),
+        steered=math.fsum(after) / len(after),
         gained=gained,
         lost=lost,
         p_value=p_value,
         ci_low=low,
         ci_high=high,
-        min_detectable=min_detectable(differences),
+        min_detectable=min_detectable(differences, fractions=fractions),
     )
 
 
@@ -110,9 +122,11 @@ def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0)
     values = values[values != 0]  # their sign changes nothing
     if len(values) < 2:
         return 1.0  # one document may as well have changed the other way
+    total = math.fsum(np.abs(values))
     test = permutation_test(
         (values, np.zeros_like(values)),
-        lambda left, right, axis: np.sum(left - right, axis=axis),
+        # Rounded, so that sums that are equal but for the order of their terms count as equal.
+        lambda left, right, axis: np.round(np.sum(left - right, axis=axis) / total, 12),
         permutation_type="samples",
         vectorized=True,
         n_resamples=2**_EXACT_PAIRS if len(values) <= _EXACT_PAIRS else RESAMPLES,
@@ -122,19 +136,31 @@ def sign_flip(differences: Sequence[float] | NDArray[np.float64], seed: int = 0)
     return min(1.0, float(test.pvalue))
 
 
-def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+def paired_interval(
+    differences: Sequence[float] | NDArray[np.float64], seed: int = 0, *, fractions: bool = False
+) -> tuple[float, float]:
     """95% interval of the mean difference: percentile bootstrap over documents (Efron & Tibshirani 1993, chapter 13).
+
+    Where no two documents differ in their difference d, resampling would show none of the uncertainty. Of n documents
+    that are all alike, Clopper & Pearson (Biometrika 26, 1934) bound the fraction of documents at large that are like
+    them from below by q = 0.025^(1/n). Outcomes between 0 and 1 can differ by 1 at most in the others, so that the mean
+    lies in q * d -+ (1 - q): 0 -+ 1 - q where nothing was gained and nothing lost, about 3.7 / n. Without such a bound
+    nothing is known.
 
     Args:
         differences: Steered minus baseline, one a document.
         seed: Of the resampling.
+        fractions: Outcomes lie between 0 and 1.
 
     Returns:
-        Both ends; the mean itself twice where no two documents differ in their difference.
+        Both ends; NaN where nothing is known of them.
     """
     values = np.asarray(differences, dtype=float)
     if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+        if not fractions:
+            return math.nan, math.nan
+        change, others = float(values[0]), 1 - (_ALPHA / 2) ** (1 / len(values))
+        return change - others * (1 + change), change + others * (1 - change)
     interval = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
@@ -142,7 +168,11 @@ def paired_interval(differences: Sequence[float] | NDArray[np.float64], seed: in
 
 
 def min_detectable(
-    differences: Sequence[float] | NDArray[np.float64], power: float = 0.8, alpha: float = 0.05
+    differences: Sequence[float] | NDArray[np.float64],
+    power: float = 0.8,
+    alpha: float = 0.05,
+    *,
+    fractions: bool = True,
 ) -> float:
     """Smallest change that so many documents would show: with this power, at this two-sided level.
 
@@ -154,6 +184,7 @@ def min_detectable(
         differences: Steered minus baseline, one a document.
         power: Probability of a significant result.
         alpha: Level of the test.
+        fractions: Outcomes lie between 0 and 1.
 
     Returns:
         The change, in the metric's own unit; NaN where no change would do, or nothing is known of the variance.
@@ -161,8 +192,9 @@ def min_detectable(
     values = np.asarray(differences, dtype=float)
     count = len(values)
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
-    if not np.isin(values, (-1, 0, 1)).all():
-        return float((z_alpha + z_power) * values.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    if not (fractions and np.isin(values, (-1, 0, 1)).all()):
+        alike = not np.ptp(values)  # in which case nothing is known of the variance
+        return math.nan if alike else float((z_alpha + z_power) * values.std(ddof=1) / math.sqrt(count))
     discordant = float(np.mean(values != 0))
 
     def surplus(delta: float) -> float:

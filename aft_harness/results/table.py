@@ -22,24 +22,29 @@ COLUMNS = (
     *("model", "revision", "architecture", "parameters", "booster", "booster_sha256", "method", "objective"),
     *("trained_on", "trained_n", "layers", "strength", "booster_parameters", "task", "task_version", "num_fewshot"),
     *("metric", "filter", "n", "baseline", "steered", "delta", "ci_low", "ci_high", "gained", "lost", "p_value"),
-    *("p_holm", "min_detectable", "transfer", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
+    *("p_holm", "min_detectable", "transfer", "seed", "seeds", "dtype", "device", "documents_sha256"),
+    *("prompts_sha256", "lm_eval", "aft_harness", "date"),
 )
 """Of every table, in this order; one row a model x booster x strength x task x metric x seed.
 
 `p_holm` is empty in rows outside the family that is corrected: metrics that are not the task's first, strengths other
-than 1, and single seeds where a row pools them."""
+than 1, and single seeds where a row pools them. `seeds` is how many a row pools, `documents_sha256` and
+`prompts_sha256` are `pairing.Asked`."""
+
+LATER = ("seeds", "documents_sha256", "prompts_sha256")
+"""Columns that files of earlier versions lack: empty when such a file is read."""
 
 DEVELOPMENT = ("development_n", "development_accuracy", "development_loss", "development_measure", "chosen")
 """Further columns of a sweep: how the variant did on development documents, and whether that chose it (0 or 1)."""
 
 TEXT = (
     *("model", "revision", "architecture", "booster", "booster_sha256", "method", "objective", "trained_on", "layers"),
-    *("task", "task_version", "metric", "filter", "seed", "dtype", "device", "lm_eval", "aft_harness", "date"),
-    "development_measure",
+    *("task", "task_version", "metric", "filter", "seed", "dtype", "device", "documents_sha256"),
+    *("prompts_sha256", "lm_eval", "aft_harness", "date", "development_measure"),
 )
 COUNTS = (
     *("parameters", "trained_n", "booster_parameters", "num_fewshot", "n", "gained", "lost", "transfer"),
-    *("development_n", "chosen"),
+    *("seeds", "development_n", "chosen"),
 )
 NUMBERS = tuple(column for column in (*COLUMNS, *DEVELOPMENT) if column not in (*TEXT, *COUNTS))
 
@@ -99,8 +104,9 @@ def read(path: Path) -> pd.DataFrame:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise TaskError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
-    if missing := [column for column in COLUMNS if column not in frame]:
+    if missing := [column for column in COLUMNS if column not in frame and column not in LATER]:
         raise TaskError(f"{path}: is no leaderboard: it lacks the column {missing[0]}")
+    frame = frame.assign(**{column: "" for column in LATER if column not in frame})
     frame = frame[[column for column in (*COLUMNS, *DEVELOPMENT) if column in frame]].astype(object)
     for column in _text_columns(frame):
         frame[column] = [cell[1:] if _ESCAPED.match(cell) else cell for cell in frame[column]]
@@ -164,7 +170,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     fraction = row["metric"] is not None and is_fraction(row)
     filter_name = "" if row["filter"] in (None, "", "none") else f",{row['filter']}"
     star = " *" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
-    ends = (row["delta"], row["ci_low"], row["ci_high"])
+    change = "" if row["delta"] is None else _change(row["delta"], row["ci_low"], row["ci_high"], fraction)
     cells = {
         "model": _text(row["model"]),
         "booster": _text(row["booster"]),
@@ -185,7 +191,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "n": _number(row["n"], "d"),
         "baseline": _mean(row["baseline"], fraction),
         "steered": _mean(row["steered"], fraction),
-        "change [95% interval]": "" if None in ends else _change(*ends, fraction) + star,
+        "change [95% interval]": change and change + star,
         "p": _number(row["p_value"], ".2g"),
         "p (Holm)": _number(row["p_holm"], ".2g"),
     }
@@ -195,10 +201,11 @@ def _mean(value: float | None, fraction: bool) -> str:
     return _number(value, ".1%" if fraction else ".4g")
 
 
-def _change(delta: float, low: float, high: float, fraction: bool) -> str:
-    if fraction:
-        return f"{100 * delta:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{delta:+.4g} [{low:+.4g}, {high:+.4g}]"
+def _change(delta: float, low: float | None, high: float | None, fraction: bool) -> str:
+    scale, form, unit = (100, "+.1f", " points") if fraction else (1, "+.4g", "")
+    unknown = low is None or high is None or math.isnan(low) or math.isnan(high)
+    interval = "unknown" if unknown else ", ".join(format(scale * end, form) for end in (low, high) if end is not None)
+    return f"{scale * delta:{form}}{unit} [{interval}]"
 
 
 def _number(value: float | None, form: str) -> str:

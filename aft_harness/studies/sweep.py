@@ -148,7 +148,8 @@ def strengths(
         if trained.isdisjoint(possible_hashes({}, example.question))
     ]
     refuse_overlap(test, examples)
-    names = {value: f"{variant.name.partition('.safetensors')[0]} at {variant.strength * value:g}" for value in values}
+    stem = variant.name.removesuffix(f":{variant.strength:g}").replace(".safetensors", "")
+    names = {value: f"{stem} at {variant.strength * value:g}" for value in values}
     # Strengths that differ in late digits only look alike.
     variants = distinct([Variant(names[value], booster, variant.strength * value) for value in values])
     norm: Any = booster.provenance.choice_norm or "none"

@@ -82,4 +82,4 @@ def test_an_interrupted_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -
 def test_what_click_cannot_understand_ends_with_2() -> None:
     assert_refused(aft("shew"), 2, "No such command 'shew'")
     assert_refused(aft("show"), 2, "Missing argument 'VECTOR'")
-    assert_refused(aft("show", "a.safetensors", "--jsonl"), 2, "No such option: --jsonl")
+    assert_refused(aft("show", "a.safetensors", "--jsonl"), 2, "--jsonl")

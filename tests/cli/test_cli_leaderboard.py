@@ -11,9 +11,9 @@ import pytest
 from cli_cases import TOYS, aft, assert_refused
 from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.tasks import TaskManager
 
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.tasks import Tasks
 from aft_harness.results import leaderboard, table
 from aft_harness.studies import transfer
 from aft_harness.studies.plan import Plan
@@ -41,13 +41,14 @@ def test_stock_runs_make_the_same_leaderboard(checkpoint: str, tmp_path: Path) -
         }
     )
     transfer.run(plan, tmp_path / "ours", tmp_path / "ours.csv")
+    manager = Tasks([TOYS]).manager  # lm-eval's own index, which takes seconds to make
     for booster in (None, *sorted((tmp_path / "ours" / "boosters").iterdir())):
         tracker = EvaluationTracker(output_path=str(tmp_path / "stock"))
         found = simple_evaluate(
             model=SteeredHFLM(checkpoint, vector=str(booster) if booster else None, device="cpu", batch_size=4),
             model_args={"pretrained": checkpoint, "vector": str(booster)},
             tasks=["toy_choice"],
-            task_manager=TaskManager(include_path=TOYS),
+            task_manager=manager,
             evaluation_tracker=tracker,
             log_samples=True,
             bootstrap_iters=0,

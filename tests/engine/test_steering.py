@@ -7,7 +7,9 @@ import torch
 from engine_cases import ARCHITECTURES, TOKENS, booster_for, logits
 from torch import nn
 
-from aft_harness.boosters.booster import Booster, mix
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.injections import ContextualInjection
+from aft_harness.boosters.mixing import mix
 from aft_harness.engine.decoder import decoder_layers
 from aft_harness.engine.steering import Steering, recorded
 from aft_harness.errors import BoosterError, ModelError
@@ -143,7 +145,94 @@ def test_a_booster_that_does_not_fit_is_refused(tiny_model: Any) -> None:
         Steering(model, Booster.static({4: torch.ones(32)}))
 
 
-def test_a_compiled_model_is_refused_since_it_ignores_hooks(tiny_model: Any) -> None:
-    model = torch.compile(tiny_model("llama"))
-    with pytest.raises(ModelError, match="compiled"):
-        Steering(model, Booster.static({1: torch.ones(32)}))
+def compile_whole(model: Any) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def compile_inside(model: Any) -> Any:
+    model.model = torch.compile(model.model, backend="eager")
+    return model
+
+
+def compile_forward(model: Any) -> Any:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def compile_a_layer(model: Any) -> Any:
+    model.model.layers[1].compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "compiles",
+    [compile_whole, compile_inside, compile_forward, compile_a_layer, lambda m: torch.compile(m, backend="eager")],
+)
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_compiled_model_is_steered_or_refused(tiny_model: Any, compiles: Any, ran_before: bool) -> None:
+    torch._dynamo.reset()
+    booster = Booster.static({1: torch.linspace(-1, 1, 32)})
+    expected = tiny_model("llama")
+    with Steering(expected, booster):
+        steered = logits(expected)
+    model = compiles(tiny_model("llama"))
+    if ran_before:
+        logits(model)
+    try:
+        with Steering(model, booster):
+            found = logits(model)
+    except ModelError as error:
+        assert "was compiled and ignores hooks" in str(error)
+    else:
+        torch.testing.assert_close(found, steered)
+    torch._dynamo.reset()
+
+
+def test_an_uncompiled_model_is_not_run_to_be_steered(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    runs: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: runs.append(1))
+    with Steering(model, Booster.static({1: torch.ones(32)})):
+        assert not runs
+
+
+def test_entering_twice_ends_with_the_outer_block(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    plain = logits(model)
+    steering = Steering(model, Booster.static({1: torch.ones(32)}))
+    with steering:
+        once = logits(model)
+        with steering:
+            assert torch.equal(logits(model), once)
+        assert torch.equal(logits(model), once)
+    assert torch.equal(logits(model), plain) and not torch.equal(once, plain)
+    assert not any(layer._forward_hooks for layer in model.model.layers)
+
+
+def test_boosters_that_are_attached_apart_do_what_their_mixture_does(tiny_model: Any) -> None:
+    def made(seed: int) -> Booster:
+        fresh = ContextualInjection.fresh(32, 4, seed)
+        generator = torch.Generator().manual_seed(seed)
+        up = torch.randn(32, 4, generator=generator)
+        return Booster({1: fresh.with_tensors({**fresh.tensors, "up.weight": up})})
+
+    model = tiny_model("llama")
+    one, two = made(0), made(1)
+    with Steering(model, mix([(one, 1.0), (two, 0.5)])):
+        mixed = logits(model)
+    with Steering(model, one), Steering(model, two, 0.5):
+        apart = logits(model)
+    torch.testing.assert_close(apart, mixed, rtol=1e-4, atol=1e-4)
+    with Steering(model, two, 0.5):
+        pass
+    assert not any(layer._forward_hooks for layer in model.model.layers)
+
+
+def test_a_layer_that_returns_a_list_is_steered() -> None:
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4)).eval()
+    plain = logits(model)
+    with Steering(model, Booster.static({1: torch.ones(32)}), layers_path="transformer.h"):
+        assert not torch.equal(logits(model), plain)

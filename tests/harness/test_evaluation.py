@@ -1,33 +1,38 @@
 from __future__ import annotations
 
+import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from click.testing import CliRunner
+from harness_cases import TOYS, booster, drawn
 from lm_eval import simple_evaluate
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.documents import text_hash
-from aft_harness.cli import main
+from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import BoosterError, TaskError
-from aft_harness.harness.evaluation import Variant, evaluate, paired
-from aft_harness.harness.examples import Prompting
+from aft_harness.harness.evaluation import VariantResults, evaluate
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
+from aft_harness.harness.selection import PromptFormat
+from aft_harness.harness.tasks import Tasks
 from aft_harness.results.pairing import compare_samples, read_samples
+from aft_harness.results.runs import rows
+from aft_harness.slices import Slice
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
 TASKS = ["toy_choice", "toy_mutual", "toy_text", "toy_rolling"]
-PROMPTING = Prompting(num_fewshot=1, include_path=(TOYS,))
+ONE_SHOT = PromptFormat(num_fewshot=1)
+VARIANTS = [BASELINE, Variant("a", booster(1, 0), 0.5), Variant("b", booster(2, 1)), Variant("zero", booster(1, 0), 0)]
 
+UNLIKE = {"date", "total_evaluation_time_seconds", "start_time", "end_time"}
+"""What tells when a run took place."""
 
-def booster(layer: int, seed: int = 0, **provenance: Any) -> Booster:
-    generator = torch.Generator().manual_seed(seed)
-    return Booster.static({layer: torch.randn(32, generator=generator)}, provenance)
+OF_THE_CALL = {"model", "model_args", "batch_size", "device"}
+"""What repeats how the evaluator was called."""
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +40,163 @@ def checkpoint(tiny_checkpoint: Any) -> str:
     return str(tiny_checkpoint("llama"))
 
 
-def numbers(results: dict[str, Any]) -> list[float]:
-    return [value for task in TASKS for value in results["results"][task].values() if isinstance(value, float)]
+@pytest.fixture(scope="module")
+def lm(checkpoint: str) -> SteeredHFLM:
+    return SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
 
 
-def test_one_pass_over_all_variants_equals_single_runs(checkpoint: str) -> None:
-    variants = [
-        Variant("base"),
-        Variant("a", booster(1), 0.5),
-        Variant("b", booster(2, 1)),
-        Variant("zero", booster(1), 0),
-    ]
-    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
-    found = evaluate(lm, variants, TASKS, PROMPTING)
-    for variant, ours in zip(variants, found, strict=True):
-        alone = simple_evaluate(
-            model=SteeredHFLM(checkpoint, variant.booster, variant.strength, device="cpu", batch_size=8),
-            tasks=TASKS,
-            task_manager=TaskManager(include_path=TOYS),
-            num_fewshot=1,
-            bootstrap_iters=0,
+def toys() -> Tasks:
+    return Tasks([TOYS])
+
+
+def stock(checkpoint: str, variant: Variant, tasks: list[str], **options: Any) -> dict[str, Any]:
+    """The stock evaluator, on one variant alone, with tasks that nothing has touched."""
+    found: dict[str, Any] = simple_evaluate(
+        model=SteeredHFLM(checkpoint, variant.booster, variant.strength, device="cpu", batch_size=8),
+        tasks=tasks,
+        task_manager=TaskManager(include_path=TOYS),
+        bootstrap_iters=0,
+        **options,
+    )
+    return found
+
+
+def plain(value: Any) -> Any:
+    """As a results file would hold it."""
+    return json.loads(json.dumps(value, sort_keys=True, default=repr))
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "results") -> None:
+    """The same values everywhere, numbers up to what another layout of the rows changes."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert set(ours) == set(theirs), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for place, (left, right) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(left, right, f"{where}.{place}")
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, abs=1e-4), where
+    elif _is_number(ours) and _is_number(theirs):  # loglikelihoods are written as text among the responses
+        assert float(ours) == pytest.approx(float(theirs), abs=1e-4), where
+    else:
+        assert ours == theirs, where
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool)
+
+
+def comparable(results: dict[str, Any]) -> dict[str, Any]:
+    found = plain({key: value for key, value in results.items() if key not in UNLIKE})
+    found["config"] = {key: value for key, value in found["config"].items() if key not in OF_THE_CALL}
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "prompt_format"),
+    [
+        (TASKS, ONE_SHOT),
+        (["toy_group", "toy_blanks", "toy_named_gold"], PromptFormat(num_fewshot=3, system_instruction="Be short.")),
+    ],
+    ids=["one shot", "a group"],
+)
+def test_the_results_of_each_variant_are_those_of_the_stock_evaluator_alone(
+    checkpoint: str, lm: SteeredHFLM, tasks: list[str], prompt_format: PromptFormat
+) -> None:
+    found = evaluate(lm, VARIANTS[:3], tasks, prompt_format, source=toys())
+    for variant, ours in zip(VARIANTS, found, strict=False):
+        alone = stock(
+            checkpoint,
+            variant,
+            tasks,
+            num_fewshot=prompt_format.num_fewshot,
+            system_instruction=prompt_format.system_instruction,
         )
-        assert numbers(ours.results) == pytest.approx(numbers(alone), abs=1e-5)
-        for task in TASKS:
-            for one, other in zip(ours.results["samples"][task], alone["samples"][task], strict=True):
-                assert (one["doc_hash"], one["prompt_hash"]) == (other["doc_hash"], other["prompt_hash"])
-        said = ours.results["config"]["aft"]
-        assert said["booster_sha256"] == (variant.booster.sha256 if variant.booster else None)
-    assert numbers(found[0].results) == numbers(found[3].results) != numbers(found[2].results)
-    assert lm.booster is None
+        assert set(ours.results) ^ set(alone) <= UNLIKE
+        assert set(ours.results["config"]) == set(alone["config"])
+        for part in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples"):
+            assert ours.results[part], part
+        assert_same(comparable(ours.results), comparable(alone))
+    scores = [json.dumps(plain(each.results["samples"])) for each in found]
+    assert len(set(scores)) == 3, "a booster changes the scores"
 
 
-def test_requests_are_scored_once_for_all_variants(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
+@pytest.mark.parametrize("names", [["toy_choice", "toy_group"], ["toy_group", "toy_choice"]])
+def test_a_task_beside_its_group_is_evaluated_once(lm: SteeredHFLM, names: list[str]) -> None:
+    (both,), (group,) = (evaluate(lm, [BASELINE], asked, source=toys()) for asked in (names, ["toy_group"]))
+    assert comparable(both.results) == comparable(group.results)
+
+
+def test_strength_zero_is_the_baseline_and_the_model_keeps_no_variant(lm: SteeredHFLM) -> None:
+    base, *_, zero = evaluate(lm, VARIANTS, ["toy_choice"], ONE_SHOT, source=toys())
+    assert plain(base.results["samples"]) == plain(zero.results["samples"])
+    assert lm.variant is BASELINE
+    records = [each.results["config"]["aft"]["booster_sha256"] for each in (base, zero)]
+    assert records == [None, booster(1, 0).sha256]
+
+
+def test_tasks_are_loaded_and_prompts_built_once_whatever_the_number_of_variants(
+    lm: SteeredHFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+    build, load = Task.build_all_requests, TaskManager.load
+
+    def spy_build(self: Any, **options: Any) -> None:
+        calls[f"build {self.config.task}"] += 1
+        build(self, **options)
+
+    def spy_load(self: Any, name: Any) -> Any:
+        calls[f"load {name}"] += 1
+        return load(self, name)
+
+    monkeypatch.setattr(Task, "build_all_requests", spy_build)
+    monkeypatch.setattr(TaskManager, "load", spy_load)
+    evaluate(lm, VARIANTS, ["toy_group", "toy_mutual"], ONE_SHOT, source=toys())
+    assert calls == {
+        "load toy_group": 1,
+        "load toy_mutual": 1,
+        "build toy_choice": 1,
+        "build toy_text": 1,
+        "build toy_mutual": 1,
+    }
+
+
+def test_a_task_that_was_learned_from_is_evaluated_like_a_fresh_one(lm: SteeredHFLM) -> None:
+    used = toys()
+    for name in ("toy_choice", "toy_text"):
+        drawn(name, lm, PromptFormat(num_fewshot=5), source=used, dev_docs=3)
+    for prompt_format in (ONE_SHOT, PromptFormat(num_fewshot=2)):  # the number of shots before leaves no trace
+        ours, fresh = (
+            evaluate(lm, VARIANTS[:2], ["toy_group"], prompt_format, source=source) for source in (used, toys())
+        )
+        for left, right in zip(ours, fresh, strict=True):
+            assert comparable(left.results) == comparable(right.results)
+    # And the other way round.
+    again, expected = (drawn("toy_choice", lm, ONE_SHOT, source=source) for source in (used, toys()))
+    assert again == expected and again.train
+
+
+def test_each_variant_answers_the_same_documents_when_a_task_shuffles_them(lm: SteeredHFLM) -> None:
+    found = evaluate(lm, VARIANTS[:2], ["toy_shuffled"], source=toys())
+    base, steered = (each.results["samples"]["toy_shuffled"] for each in found)
+    for left, right in zip(base, steered, strict=True):
+        assert left["doc"] == right["doc"] and left["arguments"] == right["arguments"]
+        asked = (
+            [left["arguments"][f"gen_args_{place}"]["arg_1"].strip() for place in range(3)]
+            if isinstance(left["arguments"], dict)
+            else [continuation.strip() for _, continuation in left["arguments"]]
+        )
+        assert asked == left["doc"]["choices"] and asked[left["target"]] == left["doc"]["answer"]
+
+
+def test_requests_are_scored_once_for_all_variants(lm: SteeredHFLM, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     score = SteeredHFLM.score_variants
 
@@ -76,8 +205,18 @@ def test_requests_are_scored_once_for_all_variants(checkpoint: str, monkeypatch:
         return score(self, requests, variants, **kwargs)
 
     monkeypatch.setattr(SteeredHFLM, "score_variants", spy)
-    evaluate(lm, [Variant("base"), Variant("a", booster(1)), Variant("b", booster(2))], ["toy_choice"], PROMPTING)
+    evaluate(lm, VARIANTS[:3], ["toy_choice"], ONE_SHOT, source=toys())
     assert passes == [12 * 3]
+
+
+def test_documents_are_those_of_a_slice_or_the_first(lm: SteeredHFLM) -> None:
+    def ids(**asked: Any) -> list[int]:
+        (found,) = evaluate(lm, [BASELINE], ["toy_choice"], source=toys(), **asked)
+        return sorted(sample["doc_id"] for sample in found.results["samples"]["toy_choice"])
+
+    assert ids(docs=Slice(3, 6)) == [3, 4, 5] and ids(docs=Slice(10)) == [10, 11] and ids(limit=2) == [0, 1]
+    with pytest.raises(TaskError, match="documents 50:60: task toy_choice has no document there"):
+        ids(docs=Slice(50, 60))
 
 
 def test_an_interrupted_pass_goes_on_with_what_is_missing(
@@ -85,18 +224,18 @@ def test_an_interrupted_pass_goes_on_with_what_is_missing(
 ) -> None:
     # In half precision a request's score depends on the rows it shares a batch with: going on must lay them out alike.
     lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=1, dtype="bfloat16")
-    variants = [Variant("base"), Variant("a", booster(1), 0.5), Variant("b", booster(2, 1))]
-    fresh = evaluate(lm, variants, TASKS[:2], PROMPTING)
-    told: list[int] = []
+    variants = VARIANTS[:3]
+    fresh = evaluate(lm, variants, TASKS[:2], ONE_SHOT, source=toys())
+    counts: list[int] = []
 
     def interrupted(done: int, total: int) -> None:
-        told.append(done)
-        if len(told) == 3:
+        counts.append(done)
+        if len(counts) == 3:
             raise KeyboardInterrupt
 
     path = tmp_path / "scores.sqlite"
     with ScoreStore(path) as store, pytest.raises(KeyboardInterrupt):
-        evaluate(lm, variants[:2], TASKS[:2], PROMPTING, store=store, on_progress=interrupted)
+        evaluate(lm, variants[:2], TASKS[:2], ONE_SHOT, source=toys(), store=store, on_progress=interrupted)
     asked: list[tuple[int, int]] = []
     score = SteeredHFLM.score_variants
 
@@ -106,9 +245,9 @@ def test_an_interrupted_pass_goes_on_with_what_is_missing(
 
     monkeypatch.setattr(SteeredHFLM, "score_variants", spy)
     with ScoreStore(path) as store:
-        known = evaluate(lm, variants[:2], TASKS[:1], PROMPTING, store=store)
-        assert asked == [(36 - told[-1], 2)] and 0 < told[-1] < 36
-        found = evaluate(lm, variants, TASKS[:2], PROMPTING, store=store)
+        known = evaluate(lm, variants[:2], TASKS[:1], ONE_SHOT, source=toys(), store=store)
+        assert asked == [(36 - counts[-1], 2)] and 0 < counts[-1] < 36
+        found = evaluate(lm, variants, TASKS[:2], ONE_SHOT, source=toys(), store=store)
         # Only the new variant lacks the first task; nobody has the second.
         assert (36, 1) in asked[1:] and sorted(variants for _, variants in asked[1:]) == [1, 3]
     for one, other in zip([*found, *known], [*fresh, *fresh[:2]], strict=True):
@@ -122,10 +261,10 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=5)
-    variants = [Variant("base"), Variant("a", booster(1), 3.0)]
-    fresh = evaluate(lm, variants, ["toy_text"], PROMPTING)
+    variants = [BASELINE, Variant("a", booster(1, 0), 3.0)]
+    fresh = evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys())
 
-    def texts(found: list[Any]) -> list[Any]:
+    def texts(found: list[VariantResults]) -> list[Any]:
         return [[line["resps"] for line in one.results["samples"]["toy_text"]] for one in found]
 
     def interrupted(done: int, total: int) -> None:
@@ -133,7 +272,7 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
             raise KeyboardInterrupt
 
     with ScoreStore(tmp_path / "s.sqlite") as store, pytest.raises(KeyboardInterrupt):
-        evaluate(lm, variants, ["toy_text"], PROMPTING, store=store, on_progress=interrupted)
+        evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys(), store=store, on_progress=interrupted)
     sizes: list[int] = []
     generate = SteeredHFLM.generate_until
 
@@ -143,53 +282,41 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
 
     monkeypatch.setattr(SteeredHFLM, "generate_until", spy)
     with ScoreStore(tmp_path / "s.sqlite") as store:
-        assert texts(evaluate(lm, variants, ["toy_text"], PROMPTING, store=store)) == texts(fresh)
+        assert texts(evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys(), store=store)) == texts(fresh)
         assert sizes == [2, 5, 5, 2]  # the baseline's last batch, and all of the booster's
-        evaluate(lm, variants, ["toy_text"], PROMPTING, store=store)
+        evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys(), store=store)
     assert len(sizes) == 4 and texts(fresh)[0] != texts(fresh)[1]
 
 
-def test_output_folders_are_those_of_lm_eval(checkpoint: str, tmp_path: Path) -> None:
-    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
-    base, steered = evaluate(
-        lm, [Variant("base"), Variant("a", booster(1), 3.0)], ["toy_choice"], PROMPTING, output=tmp_path
-    )
-    without, with_booster = (read_samples(tmp_path / name, "toy_choice") for name in ("base", "a"))
+def test_output_folders_are_those_of_lm_eval(lm: SteeredHFLM, tmp_path: Path) -> None:
+    variants = [BASELINE, Variant("a.safetensors:3", booster(1, 0), 3.0)]
+    base, steered = evaluate(lm, variants, ["toy_choice"], ONE_SHOT, source=toys(), output=tmp_path)
+    without, with_booster = (read_samples(tmp_path / name, "toy_choice") for name in ("baseline", "a-3"))
     from_files = compare_samples(without, with_booster, metric="acc")
-    assert list(paired(base, steered)) == [("toy_choice", "acc", from_files)]
-    assert from_files.n == 12 and list((tmp_path / "a").rglob("results_*.json"))
+    (row,) = rows([base.run, steered.run])
+    assert (row["task"], row["metric"], row["booster"], row["strength"]) == ("toy_choice", "acc", variants[1].name, 3.0)
+    assert {name: row[name] for name in ("n", "baseline", "steered", "delta", "gained", "lost", "p_value")} == {
+        "n": from_files.n,
+        "baseline": from_files.baseline,
+        "steered": from_files.steered,
+        "delta": from_files.delta,
+        "gained": from_files.gained,
+        "lost": from_files.lost,
+        "p_value": from_files.p_value,
+    }
+    assert from_files.n == 12 and list((tmp_path / "a-3").rglob("results_*.json"))
 
 
 def test_it_warns_of_training_documents_and_refuses_what_does_not_fit(
-    checkpoint: str, caplog: pytest.LogCaptureFixture
+    lm: SteeredHFLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=8)
-    asked = evaluate(lm, [Variant("base")], ["toy_choice"], PROMPTING)[0].results["samples"]["toy_choice"][0]["doc"]
+    (found,) = evaluate(lm, [BASELINE], ["toy_choice"], ONE_SHOT, source=toys())
+    asked = found.results["samples"]["toy_choice"][0]["doc"]
     trained = booster(1, documents={"hashes": [text_hash(asked["question"])]})
     with caplog.at_level(logging.WARNING, "aft_harness"):
-        evaluate(lm, [Variant("base"), Variant("a", trained)], ["toy_choice"], PROMPTING)
+        evaluate(lm, [BASELINE, Variant("a", trained)], ["toy_choice"], ONE_SHOT, source=toys())
     assert "1 of 12 documents of toy_choice are among the booster's training documents" in caplog.text
     with pytest.raises(BoosterError, match="out of range"):
-        evaluate(lm, [Variant("base"), Variant("a", booster(9))], ["toy_choice"], PROMPTING)
+        evaluate(lm, [BASELINE, Variant("a", booster(9))], ["toy_choice"], ONE_SHOT, source=toys())
     with pytest.raises(TaskError, match="toy_choise"):
-        evaluate(lm, [Variant("base")], ["toy_choise"], PROMPTING)
-
-
-def test_the_command_prints_the_paired_table(checkpoint: str, tmp_path: Path) -> None:
-    for name, layer in (("a", 1), ("b", 2)):
-        booster(layer).save(tmp_path / f"{name}.safetensors")
-    common = ["evaluate", "--model", checkpoint, "--tasks", "toy_choice", "--include_path", TOYS, "--device", "cpu"]
-    vectors = [f"{tmp_path}/a.safetensors:2", f"{tmp_path}/b.safetensors"]
-    options = ["--vector", vectors[0], "--vector", vectors[1], "--limit", "6", "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, [*common, *options])
-    assert result.exit_code == 0, result.stderr
-    for vector in vectors:
-        assert f"{vector}\n  toy_choice acc: n = 6, " in result.stdout
-    assert result.stdout.count("exact McNemar p = ") == 2
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"baseline", "variant1", "variant2"}
-    for wrong, reason in (
-        (["--vector", "nowhere.safetensors"], "no such booster"),
-        ([*options[:2], "--tasks", "zzz"], "zzz"),
-    ):
-        failed = CliRunner().invoke(main, [*common, *wrong])
-        assert failed.exit_code == 1 and failed.stderr.startswith("Error:") and reason in failed.stderr
+        evaluate(lm, [BASELINE], ["toy_choise"], ONE_SHOT, source=toys())

@@ -1,47 +1,25 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness_cases import TEXTS, TOYS, booster, requests
 from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CachingLM
 from lm_eval.models.hf_steered import SteeredModel
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.engine.scoring import _Extent
-from aft_harness.engine.steering import decoder_layers
-from aft_harness.errors import AftError, BoosterError, CacheError, ModelError, ReferenceSyntaxError
+from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.engine.decoder import decoder_layers
+from aft_harness.engine.probe import Extent
+from aft_harness.errors import AftError, BoosterError, ModelError, ReferenceSyntaxError
 from aft_harness.harness.model import SteeredHFLM
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
 ARCHITECTURES = ["llama", "phi", "gpt2", "qwen2", "gemma", "falcon"]
-TEXTS = [
-    ("The child opens the door", " and sits down"),
-    ("The child opens the door", " and walks to school"),
-    ("The child opens the door", " and walks"),
-    ("She looks around the room.", " light"),
-    ("She looks around the room.", " water"),
-    ("", "Plants need water"),
-    ("The child opens the door", " and sits down"),
-    ("Question: what is it? Answer: ", "an apple"),
-]
-
-
-def requests(kind: str = "loglikelihood", texts: Any = TEXTS) -> list[Instance]:
-    return [Instance(kind, {}, tuple(args), index) for index, args in enumerate(texts)]
-
-
-def booster(layer: int = 1, scale: float = 1.0, **provenance: Any) -> Booster:
-    generator = torch.Generator().manual_seed(7)
-    return Booster.static({layer: scale * torch.randn(32, generator=generator)}, provenance)
 
 
 def lm_evals_steered(folder: Path, model: Any, booster: Booster, checkpoint: Path, **kwargs: Any) -> SteeredModel:
@@ -104,7 +82,7 @@ def test_strengths_multiply_and_zero_is_the_baseline(tiny_checkpoint: Any, tmp_p
     booster().save(tmp_path / "a.safetensors")
     ask = {"pretrained": folder, "device": "cpu", "batch_size": 4}
     halved = SteeredHFLM(vector=f"{tmp_path}/a.safetensors:0.25", scale=2, **ask).loglikelihood(requests())
-    assert_close(halved, SteeredHFLM(vector=booster(scale=0.5), **ask).loglikelihood(requests()))
+    assert_close(halved, SteeredHFLM(vector=booster().scaled(0.5), **ask).loglikelihood(requests()))
     silent = SteeredHFLM(vector=booster(), scale=0, **ask).loglikelihood(requests())
     assert silent == SteeredHFLM(**ask).loglikelihood(requests())
 
@@ -118,11 +96,50 @@ def test_a_model_object_is_left_as_it_was(tiny_model: Any, tiny_tokenizer: Any) 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("boom")
 
-    lm.engine._covered = _Extent(999, 999, True)
+    lm.engine.probe.covered = Extent(999, 999, True)
     decoder_layers(model)[3].forward = fail
     with pytest.raises(RuntimeError, match="boom"):
         lm.loglikelihood(requests())
     assert not any(layer._forward_hooks for layer in decoder_layers(model))
+
+
+def test_another_variant_is_another_object_of_the_same_weights(tiny_checkpoint: Any) -> None:
+    def alone(**arguments: Any) -> Any:
+        return SteeredHFLM(folder, device="cpu", batch_size=4, **arguments).loglikelihood(requests())
+
+    folder = str(tiny_checkpoint("llama"))
+    lm = SteeredHFLM(pretrained=folder, vector=booster(), scale=0.5, device="cpu", batch_size=4)
+    before, variant = lm.loglikelihood(requests()), lm.variant
+    other, unsteered = lm.with_variant(Variant("b", booster(2), 2.0)), lm.with_variant(BASELINE)
+    assert lm.variant is variant and (variant.strength, other.variant.name) == (0.5, "b")
+    assert other.model is lm.model and other.engine is lm.engine and other.tokenizer is lm.tokenizer
+    steered = other.loglikelihood(requests())
+    assert steered == alone(vector=booster(2), scale=2.0) != before
+    assert unsteered.loglikelihood(requests()) == alone()
+    assert lm.loglikelihood(requests()) == before
+    assert len({each.cache_identity(each.variant) for each in (lm, other, unsteered)}) == 3
+    records = [each.get_model_info()["aft"]["booster_sha256"] for each in (lm, other, unsteered)]
+    assert records == [booster().sha256, booster(2).sha256, None]
+    with pytest.raises(BoosterError, match="out of range"):
+        lm.with_variant(Variant("c", booster(9)))
+    assert lm.variant is variant
+
+
+def test_variants_are_scored_as_each_alone(tiny_checkpoint: Any) -> None:
+    lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama")), vector=booster(3), device="cpu", batch_size=4)
+    variants = [BASELINE, Variant("a", booster(), 0.5), Variant("b", booster(2))]
+    found = lm.score_variants([lm.encode(*text) for text in TEXTS], variants)
+    for variant, results in zip(variants, found, strict=True):
+        assert_close(results, lm.with_variant(variant).loglikelihood(requests()))
+
+
+def test_requests_that_no_model_could_score_are_one_line(tiny_checkpoint: Any) -> None:
+    lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama")), device="cpu")
+    for continuation in ("", "x" * 1000):
+        with pytest.raises(ModelError, match="cannot be scored by a model of 256 positions"):
+            lm.encode("The door", continuation)
+    cut = lm.encode("The child opens the door." * 100, " Yes")
+    assert len(cut.inputs) == 256 and cut.continuation == lm.encode("The child opens the door.", " Yes").continuation
 
 
 def test_the_results_file_says_which_booster_ran(tiny_checkpoint: Any) -> None:
@@ -135,100 +152,20 @@ def test_the_results_file_says_which_booster_ran(tiny_checkpoint: Any) -> None:
             task_manager=TaskManager(include_path=TOYS),
             bootstrap_iters=0,
         )
-        said = json.loads(json.dumps(results["config"]["aft"]))
-        assert said["base_model"]["architecture"] == "LlamaForCausalLM" and "/" not in said["base_model"]["name"]
+        record = json.loads(json.dumps(results["config"]["aft"]))
+        assert record["base_model"]["architecture"] == "LlamaForCausalLM" and "/" not in record["base_model"]["name"]
         if vector is None:
-            assert said["booster_sha256"] is None
+            assert record["booster_sha256"] is None
         else:
-            assert (said["booster_sha256"], said["layers"], said["strength"]) == (used.sha256, [1], 0.5)
-            assert (said["method"], said["trained_on"]) == ("aft", ["toy_choice"])
-
-
-def test_a_response_cache_of_another_run_is_refused(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    folder = str(tiny_checkpoint("llama"))
-
-    def cached(lm: HFLM, name: str) -> list[tuple[float, bool]]:
-        return CachingLM(lm, str(tmp_path / name)).loglikelihood(requests())
-
-    def ours(**kwargs: Any) -> SteeredHFLM:
-        return SteeredHFLM(pretrained=folder, device="cpu", batch_size=4, **kwargs)
-
-    first = cached(ours(), "base.db")
-    assert cached(ours(), "base.db") == first
-    with pytest.raises(CacheError, match=r"base\.db: was written by .* with no booster"):
-        cached(ours(vector=booster()), "base.db")
-    steered = cached(ours(vector=booster()), "steered.db")
-    assert cached(ours(vector=booster()), "steered.db") == steered != first
-    for other in (ours(vector=booster(), scale=0.5), ours(vector=booster(2)), ours(), ours(dtype="bfloat16")):
-        with pytest.raises(CacheError, match="give a new path"):
-            cached(other, "steered.db")
-    cached(HFLM(pretrained=folder, device="cpu"), "hf.db")
-    with pytest.raises(CacheError, match=r"hf\.db: was not written by steered-hf"):
-        cached(ours(), "hf.db")
-
-
-def test_it_warns_of_training_documents(tiny_checkpoint: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from aft_harness.boosters.documents import text_hash
-
-    documents = [{"question": f"What is {n}?"} for n in range(6)]
-    asked = [
-        Instance("loglikelihood", doc, ("Question: " + doc["question"], f" {n}"), n, metadata=("toy", i, 1))
-        for i, doc in enumerate(documents)
-        for n in range(2)
-    ]
-    trained = booster(documents={"hashes": [text_hash("what is 1"), text_hash("WHAT IS 4?"), "0" * 16]})
-    lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama")), vector=trained, device="cpu")
-    with caplog.at_level(logging.WARNING, "aft_harness"):
-        lm.loglikelihood(asked)
-    assert "2 of 6 documents of toy are among the booster's training documents" in caplog.text
-
-
-def test_it_warns_of_another_base_model(tiny_checkpoint: Any, caplog: pytest.LogCaptureFixture) -> None:
-    folder = str(tiny_checkpoint("llama"))
-    base = SteeredHFLM(pretrained=folder, device="cpu").base_model.to_json()
-    with caplog.at_level(logging.WARNING, "aft_harness"):
-        SteeredHFLM(pretrained=folder, device="cpu", dtype="bfloat16", vector=booster(base_model=base))
-        assert "expect no gain" not in caplog.text
-        SteeredHFLM(pretrained=str(tiny_checkpoint("llama", seed=5)), vector=booster(base_model=base))
-    assert "the booster was made for" in caplog.text
-    caplog.clear()
-    lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama", seed=5)), device="cpu")
-    with caplog.at_level(logging.WARNING, "aft_harness"):
-        for strength in (1.0, 2.0):  # as an evaluation of several variants does
-            lm.steering_for(booster(base_model=base), strength)
-    assert caplog.text.count("expect no gain") == 1
+            assert (record["booster_sha256"], record["layers"], record["strength"]) == (used.sha256, [1], 0.5)
+            assert (record["method"], record["trained_on"]) == ("aft", ["toy_choice"])
 
 
 def test_base_model_identity_holds_no_path(tiny_checkpoint: Any) -> None:
     folder = tiny_checkpoint("gpt2")
     found = SteeredHFLM(pretrained=str(folder), device="cpu").base_model
-    assert found.name == folder.name and str(folder.parent) not in json.dumps(found.to_json())
+    assert found.name == folder.name and str(folder.parent) not in found.model_dump_json()
     assert (found.layers, found.hidden_size) == (4, 32)
-
-
-def saved(model: Any, folder: Path, tokenizer: Any) -> str:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def test_models_that_cannot_be_steered_are_one_clear_line(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    bert = BertForMaskedLM(BertConfig(**sizes, intermediate_size=64, initializer_range=0.5))
-    sizes = {"vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    t5 = T5ForConditionalGeneration(T5Config(**sizes, **{"decoder_start_token_id": 0}))
-    (tmp_path / "empty").mkdir()
-    cases = {
-        saved(bert, tmp_path / "bert", tiny_tokenizer): "not a causal language model",
-        saved(t5, tmp_path / "t5", tiny_tokenizer): "is not a causal language model but seq2seq",
-        str(tmp_path / "empty"): "cannot be loaded",
-        "no-such-owner/no-such-model": "no-such-owner/no-such-model cannot be loaded",
-        str(tmp_path / "nowhere"): "nowhere cannot be loaded",
-    }
-    for pretrained, reason in cases.items():
-        with pytest.raises(ModelError, match=reason) as caught:
-            SteeredHFLM(pretrained=pretrained, device="cpu")
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from aft_harness.errors import CacheError
-from aft_harness.harness.score_store import ScoreStore, key
+from aft_harness.harness.score_store import ScoreStore, content, key_of
+
+
+def key(identity: str, *asked: object) -> bytes:
+    return key_of(identity, content(*asked))
 
 
 def test_results_come_back_from_the_file(tmp_path: Path) -> None:
@@ -27,8 +31,10 @@ def test_keys_tell_their_parts_apart() -> None:
 def test_a_killed_process_loses_nothing_that_was_put(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     script = (
-        "import os, sys; from pathlib import Path; from aft_harness.harness.score_store import ScoreStore, key\n"
-        "store = ScoreStore(Path(sys.argv[1])); store.put({key('a'): (1.5, True)}); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path\n"
+        "from aft_harness.harness.score_store import ScoreStore, content, key_of\n"
+        "store = ScoreStore(Path(sys.argv[1]))\n"
+        "store.put({key_of('a', content()): (1.5, True)}); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
     with ScoreStore(path) as store:

@@ -13,28 +13,102 @@ from aft_harness.errors import FileError, TaskError
 from aft_harness.results.leaderboard import add, corrected, load
 from aft_harness.results.runs import rows
 from aft_harness.results.statistics import exact_mcnemar, holm
-from aft_harness.results.table import COLUMNS, POOLED, render
+from aft_harness.results.table import COLUMNS, LATER, POOLED, render, to_csv, to_frame
 
 
 def test_adding_twice_adds_nothing_and_other_numbers_replace(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     baseline = run({"b": lines([0, 0, 1])})
     first = rows([baseline, run({"b": lines([1, 0, 1])}, "s")])
-    assert add(path, first) == (1, 0)
+    assert add(path, first) == (1, 0, 0)
     content = path.read_bytes()
-    assert add(path, first) == (0, 0) and path.read_bytes() == content
-    assert add(path, rows([baseline, run({"b": lines([1, 1, 1])}, "s")])) == (0, 1)
+    assert add(path, first) == (0, 0, 0) and path.read_bytes() == content
+    assert add(path, rows([baseline, run({"b": lines([1, 1, 1])}, "s")])) == (0, 1, 0)
     assert load(path)["gained"].tolist() == [2]
     pd.testing.assert_frame_equal(load(path), load(path))
+
+
+def test_other_prompts_and_fewer_documents_are_rows_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    before, after = [0] * 12, [1] * 8 + [0] * 4
+    plain = rows([run({"b": lines(before)}), run({"b": lines(after)}, "s")])
+    chat = rows([run({"b": lines(before, prompt="chat")}), run({"b": lines(before, prompt="chat")}, "s")])
+    glance = rows([run({"b": lines([0])}), run({"b": lines([0])}, "s")])
+    assert add(path, plain) == (1, 0, 0) and add(path, chat) == (1, 0, 0)
+    assert add(path, glance) == (1, 0, 2)  # nothing makes way for a first look at one document
+    assert sorted(zip(load(path)["n"], load(path)["gained"], strict=True)) == [(1, 0), (12, 0), (12, 8)]
+    assert load(path)["p_holm"].tolist() == pytest.approx(holm(load(path)["p_value"].tolist()))
+    for again in (plain, chat, glance):
+        assert add(path, again)[:2] == (0, 0)
+    assert len({(row["documents_sha256"], row["prompts_sha256"]) for row in (*plain, *chat, *glance)}) == 3
+    assert plain[0]["documents_sha256"] == chat[0]["documents_sha256"] != glance[0]["documents_sha256"]
+    # Whoever asks for it replaces what was measured on other documents.
+    assert add(path, plain, replace=True) == (0, 0, 0)
+    more = rows([run({"b": lines([*before, 0])}), run({"b": lines([*after, 1])}, "s")])
+    assert add(path, more, replace=True) == (0, 1, 0) and load(path)["n"].tolist() == [13]
+
+
+def test_a_row_that_pools_fewer_seeds_replaces_none_that_pools_more(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    runs = [run({"b": lines([0, 0, 1, 1])}), *(run({"b": lines([1, s % 2, 1, 0])}, f"s{s}", s) for s in range(3))]
+    assert add(path, rows(runs)) == (4, 0, 0)
+    assert add(path, rows(runs[:3])) == (0, 0, 1)
+    assert load(path).set_index("seed").loc[POOLED, "seeds"] == 3
+    assert add(path, rows(runs[:3]), replace=True) == (0, 1, 0)
+    assert load(path).set_index("seed").loc[POOLED, "seeds"] == 2
+
+
+def test_boosters_of_one_name_that_were_made_otherwise_are_pooled_apart(tmp_path: Path) -> None:
+    made = [
+        run({"b": lines([1, seed, 1])}, f"s{seed}{n}{objective}", seed, trained_n=n, objective=objective)
+        for n, objective in [(100, "choice"), (500, "choice"), (500, "answer")]
+        for seed in (0, 1)
+    ]
+    add(tmp_path / "l.csv", rows([run({"b": lines([0, 0, 1])}), *made]))
+    table = load(tmp_path / "l.csv")
+    pooled = table[table["seed"] == POOLED]
+    assert set(pooled["booster"]) == {"aft a L3-4"}
+    assert sorted(zip(pooled["trained_n"], pooled["objective"], strict=True)) == [
+        (100, "choice"),
+        (500, "answer"),
+        (500, "choice"),
+    ]
+
+
+def test_a_leaderboard_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    found = rows([run({"b": lines([0, 0, 1])}), run({"b": lines([1, 0, 1])}, "s")])
+    add(path, found)
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(LATER)).to_csv(path, index=False)
+    old = load(path)
+    assert tuple(old) == COLUMNS and old["documents_sha256"].tolist() == [""] and old["seeds"].isna().all()
+    # Other numbers may be those of other prompts; the same ones are the same row, which now tells more.
+    other = rows([run({"b": lines([1, 0, 1], prompt="chat")}), run({"b": lines([1, 0, 1], prompt="chat")}, "s")])
+    assert add(path, other) == (1, 0, 1)
+    assert add(path, found) == (0, 1, 0) and len(load(path)) == 2
+    assert load(path)["documents_sha256"].tolist() == [found[0]["documents_sha256"]] * 2
+
+
+def test_published_leaderboards_load() -> None:
+    for path in (Path(__file__).parents[2] / "leaderboards").glob("*.csv"):
+        assert len(load(path))
+
+
+def test_two_rows_about_the_same_in_a_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    (row,) = rows([run({"b": lines([0, 0, 1])}), run({"b": lines([1, 0, 1])}, "s")])
+    to_csv(to_frame([row, {**row, "steered": 0.5}]), path)
+    with pytest.raises(TaskError, match=r"l\.csv: holds two rows about the same with other numbers \(aft a L3-4 on b"):
+        add(path, [row])
 
 
 @pytest.mark.parametrize("changes", [{"booster": "=1+1"}, {"task": "a\nb"}, {"num_fewshot": None}, {"method": None}])
 def test_a_row_is_known_again_whatever_its_cells_hold(tmp_path: Path, changes: dict[str, str | None]) -> None:
     (row,) = rows([run({"b": lines([0, 0, 1])}), run({"b": lines([1, 0, 1])}, "s")])
-    assert add(tmp_path / "l.csv", [{**row, **changes}]) == (1, 0)
-    assert add(tmp_path / "l.csv", [{**row, **changes}]) == (0, 0)
+    assert add(tmp_path / "l.csv", [{**row, **changes}]) == (1, 0, 0)
+    assert add(tmp_path / "l.csv", [{**row, **changes}]) == (0, 0, 0)
     # A count that is missing differs from one that is there.
-    assert add(tmp_path / "l.csv", [{**row, **changes, "gained": None}]) == (0, 1)
+    assert add(tmp_path / "l.csv", [{**row, **changes, "gained": None}]) == (0, 1, 0)
 
 
 def test_a_third_seed_takes_the_place_of_the_pooled_row_of_two(tmp_path: Path) -> None:
@@ -44,7 +118,7 @@ def test_a_third_seed_takes_the_place_of_the_pooled_row_of_two(tmp_path: Path) -
     table = load(tmp_path / "l.csv")
     assert table[table["p_holm"].notna()]["seed"].tolist() == [POOLED]  # documents, not runs, are the unit
     third = rows([*runs, run({"b": lines([1, 1, 1, 1, 1, 1, 1])}, "s2", 2)])
-    assert add(tmp_path / "l.csv", third) == (1, 1)
+    assert add(tmp_path / "l.csv", third) == (1, 1, 0)
     table = load(tmp_path / "l.csv")
     assert sorted(table["seed"]) == ["0", "1", "2", POOLED]
 
@@ -116,6 +190,18 @@ def test_under_no_effect_few_leaderboards_claim_one() -> None:
             table.append(row | {"n": int(before.size)})
         claimed += min(row["p_holm"] for row in corrected(table)) < 0.05
     assert claimed <= 0.05 * 200
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 6, 7, 10])
+def test_seeds_that_change_nothing_claim_nothing(seeds: int) -> None:
+    # A sum of equal floats divided by their number is not always that float: (x + x + x) / 3 != x for every fourth x.
+    outcomes = np.random.default_rng(seeds).random(120).tolist()
+    steered = [run({"b": lines(outcomes, "f1")}, f"s{seed}", seed) for seed in range(seeds)]
+    table = corrected(rows([run({"b": lines(outcomes, "f1")}), *steered]))
+    assert [row["seed"] for row in table].count(POOLED) == 1
+    for row in table:
+        assert (row["delta"], row["p_value"]) == (0.0, 1.0)
+        assert row["p_holm"] in (1.0, None)
 
 
 def test_ten_thousand_rows_are_added_and_shown(tmp_path: Path) -> None:

@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from synthetic_runs import lines
 
 from aft_harness.errors import FileError, TaskError
-from aft_harness.results.pairing import compare_samples, compared, mean_samples, read_lines, read_samples, select
+from aft_harness.results.pairing import Asked, compare_samples, compared, mean_samples, read_lines, read_samples, select
 from aft_harness.slices import Slice
 
 
 def write(folder: Path, name: str, outcomes: list[int], **changes: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
+    samples = [
         {"doc_id": i, "doc_hash": f"d{i}", "prompt_hash": f"p{i}", "target_hash": "t", "filter": "none", "acc": outcome}
         | changes
         for i, outcome in enumerate(outcomes)
     ]
-    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in samples))
 
 
 def test_the_newest_samples_of_the_very_task_are_read(tmp_path: Path) -> None:
@@ -52,6 +53,19 @@ def test_runs_that_are_no_pair_are_refused(tmp_path: Path) -> None:
         samples = read_samples(tmp_path / "sums", "x")
         with pytest.raises(TaskError, match="not one number a document"):
             compare_samples(samples, samples, "acc")
+
+
+def test_what_was_asked_is_known_by_its_documents_and_prompts() -> None:
+    asked = [
+        Asked.of(made) for made in (lines([0, 1]), lines([1, 1], "f1")[::-1], lines([0, 1], prompt="q"), lines([0]))
+    ]
+    assert asked[0] == asked[1]  # whatever came out, in whatever order
+    assert asked[0].documents == asked[2].documents and asked[0].prompts != asked[2].prompts
+    assert asked[3].documents not in (asked[0].documents, "")
+    (target,) = lines([0])
+    assert Asked.of([{**target, "target_hash": "u"}]).prompts != asked[3].prompts
+    with pytest.raises(TaskError, match="the runs of several seeds were given different prompts"):
+        mean_samples([lines([0, 1]), lines([0, 1], prompt="q")])
 
 
 def test_documents_are_selected_by_a_slice(tmp_path: Path) -> None:
@@ -109,12 +123,19 @@ def test_what_cannot_be_read_or_chosen_is_named(tmp_path: Path) -> None:
         read_samples(tmp_path, "x")
 
 
+def test_the_mean_of_equal_numbers_is_that_number() -> None:
+    for count in range(1, 12):
+        line = {"doc_id": 0, "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "filter": "none"}
+        line |= {"metrics": ["f1"], "f1": 0.1}
+        assert mean_samples([[line]] * count)[0]["f1"] == 0.1
+
+
 def test_samples_without_metrics_or_documents_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "samples_x_2026-01-01.jsonl", [0])
-    lines = read_lines(tmp_path / "samples_x_2026-01-01.jsonl")
+    samples = read_lines(tmp_path / "samples_x_2026-01-01.jsonl")
     with pytest.raises(TaskError, match="do not list their metrics"):
-        list(compared(lines, lines))
+        list(compared(samples, samples))
     with pytest.raises(TaskError, match="do not list their metrics"):
-        mean_samples([lines, lines])
+        mean_samples([samples, samples])
     with pytest.raises(TaskError, match="no documents"):
         compare_samples({}, {}, "acc")

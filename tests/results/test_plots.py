@@ -46,6 +46,25 @@ def sweep(layers: list[int]) -> pd.DataFrame:
     return to_frame(points)
 
 
+def test_other_prompts_and_documents_are_columns_of_a_heat_map(tmp_path: Path, drawn: list[Figure]) -> None:
+    made = []
+    for prompt, outcomes in (("p", [0, 1, 1]), ("chat", [0, 1, 1]), ("p", [0])):
+        baseline, steered = lines(outcomes, prompt=prompt), lines([1] * len(outcomes), prompt=prompt)
+        made += rows([run({"a": baseline}), run({"a": steered}, "s")])
+    plot_transfer(to_frame(corrected(made)), tmp_path / "map.png")
+    labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
+    assert len(set(labels)) == 3 and all("prompts " in label for label in labels)
+    assert len(drawn[0].axes[0].texts) == 3
+
+
+def test_an_interval_that_is_unknown_or_ends_on_its_point_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
+    frame = sweep([0, 1, 2])
+    frame.loc[0, ["ci_low", "ci_high"]] = float("nan")
+    frame.loc[1, ["ci_low", "ci_high"]] = np.nextafter(frame["delta"][1], [1, -1])  # beyond it, by rounding
+    plot_sweep(frame, "layers", tmp_path / "sweep.png")
+    assert len(drawn) == 1
+
+
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_the_heat_map_is_drawn_the_same_each_time(tmp_path: Path, form: str) -> None:
     for name in ("one", "two"):

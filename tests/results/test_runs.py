@@ -57,6 +57,30 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
     assert len(rows([run({"b": lines([1, 0, 1])}), run({"b": lines([1, 0])}), run({"b": lines([1])}), steered])) == 1
 
 
+def test_a_run_is_compared_with_the_baseline_that_was_asked_the_same() -> None:
+    plain, chat = (run({"b": lines([1, 0], prompt=prompt)}) for prompt in ("p", "chat"))
+    steered = run({"b": lines([1, 1])}, "s")
+    for baselines in ([plain, chat], [chat, plain]):
+        assert rows([*baselines, steered])[0]["delta"] == 0.5
+    # The last of several that were.
+    assert rows([run({"b": lines([0, 0])}), plain, chat, steered])[0]["baseline"] == 0.5
+
+
+def test_seeds_are_pooled_where_they_were_asked_the_same() -> None:
+    baselines = [run({"b": lines([1, 0], prompt=prompt)}) for prompt in ("p", "chat")]
+    steered = [run({"b": lines([1, 1], prompt=prompt)}, "s", 0) for prompt in ("p", "chat")]
+    assert [row["seed"] for row in rows([*baselines, *steered])] == ["0", "0"]
+    more = run({"b": lines([1, 1], prompt="chat")}, "t", 1)
+    pooled = rows([*baselines, *steered, more])[-1]
+    assert (pooled["seed"], pooled["seeds"]) == (POOLED, 2)
+    assert pooled["prompts_sha256"] == rows([*baselines, more])[0]["prompts_sha256"]
+    # Nor are two precisions one booster.
+    half = run({"b": lines([1, 0])}), run({"b": lines([1, 1])}, "t", 1)
+    for each in half:
+        each.results["config"]["model_dtype"] = "torch.bfloat16"
+    assert [row["seed"] for row in rows([baselines[0], steered[0], *half])] == ["0", "1"]
+
+
 def test_a_stock_baseline_is_known_by_name_and_size() -> None:
     stock = run({"b": lines([1, 0])})
     del stock.results["config"]["aft"]

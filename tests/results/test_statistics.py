@@ -10,7 +10,15 @@ from scipy.stats import binomtest, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from aft_harness.results.statistics import RESAMPLES, compare, exact_mcnemar, holm, min_detectable, sign_flip
+from aft_harness.results.statistics import (
+    RESAMPLES,
+    compare,
+    exact_mcnemar,
+    holm,
+    min_detectable,
+    paired_interval,
+    sign_flip,
+)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 5), (13, 55), (107, 28), (3, 0)])
@@ -40,8 +48,43 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     differences = np.array(after) - np.array(before)
     means = rng.choice(differences, (20000, 200)).mean(axis=1)
     assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
-    same = compare([1, 0], [1, 0])
-    assert (same.ci_low, same.ci_high) == (0, 0)
+
+
+def clopper_pearson(count: int, n: int) -> tuple[float, float]:
+    return tuple(binomtest(count, n).proportion_ci(0.95, "exact"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12, 400])
+def test_documents_that_are_all_alike_leave_what_their_number_allows(n: int) -> None:
+    before = [place % 2 for place in range(n)]
+    fewest, most = clopper_pearson(0, n)
+    unchanged = compare(before, before)
+    assert fewest == 0.0 and (unchanged.ci_low, unchanged.ci_high) == pytest.approx((-most, most))
+    lowest, highest = clopper_pearson(n, n)
+    gained, lost = compare([0] * n, [1] * n), compare([1] * n, [0] * n)
+    assert (gained.ci_low, gained.ci_high) == pytest.approx((lowest - most, highest))
+    assert (lost.ci_low, lost.ci_high) == pytest.approx((-highest, most - lowest))
+    # Pooled seeds are fractions, too; whole documents may differ.
+    pooled = compare(before, [float(outcome) for outcome in before], means=True)
+    assert (pooled.ci_low, pooled.ci_high) == pytest.approx((-most, most))
+
+
+def test_an_interval_without_a_discordant_document_holds_the_change_often_enough() -> None:
+    rng = np.random.default_rng(0)
+    for gain, loss, n in [(0.05, 0.0, 20), (0.0, 0.02, 50), (0.01, 0.01, 100), (0.3, 0.1, 5)]:
+        missed = 0
+        for counts in rng.multinomial(n, [gain, loss, 1 - gain - loss], size=4000):
+            if counts[2] == n:  # all other draws are the bootstrap's
+                low, high = paired_interval(np.zeros(n), fractions=True)
+                missed += not low <= gain - loss <= high
+        assert missed / 4000 <= 0.05
+
+
+def test_nothing_is_known_of_numbers_that_all_change_alike() -> None:
+    for shift in (0.0, 0.1):
+        result = compare([2.25, 0.5, 7.75], [2.25 + shift, 0.5 + shift, 7.75 + shift])
+        assert result.delta == pytest.approx(shift) and result.gained is None
+        assert np.isnan([result.ci_low, result.ci_high, result.min_detectable]).all()
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], [1, 0]), ([], []), ([0.5], [float("nan")])])
@@ -81,6 +124,24 @@ def test_many_differences_are_exchanged_at_random() -> None:
     assert sign_flip(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.01)
     assert sign_flip(np.full(100, 0.1)) == pytest.approx(2 / (RESAMPLES + 1))
     assert sign_flip([0.0, 0.0]) == 1.0 == sign_flip([])
+
+
+def test_rounding_is_no_effect() -> None:
+    before = np.random.default_rng(0).normal(size=60)
+    after = np.nextafter(before, np.inf)
+    result = compare(before.tolist(), after.tolist())
+    assert (result.delta, result.p_value) == (0.0, 1.0)
+    # The order of documents does not matter, in which a sum of floats differs.
+    assert compare([0.1, 0.2, 0.3, 0.7], [0.3, 0.7, 0.2, 0.1]).delta == 0.0
+    assert compare([0.1, 0.2], [0.15, 0.15]).delta == 0.0
+    # A change that is small but no rounding stays one.
+    assert compare(before.tolist(), (before + 1e-12).tolist()).p_value < 0.001
+
+
+def test_sums_in_another_order_are_ties() -> None:
+    whole = [-64, 214, 32, -280, 158, 137, 207, -403]  # integers, whose sums have no rounding
+    for factor in (0.1, 1 / 3, 1e-9, 7e11):
+        assert sign_flip(np.array(whole) * factor) == sign_flip(whole) == pytest.approx(brute_sign_flip(whole))
 
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9, 0.001, 0.03, 1.0], []])

@@ -108,6 +108,8 @@ def test_the_cells_tell_percentages_points_and_what_stands() -> None:
     assert cells["p"] == cells["p (Holm)"] == f"{paired.p_value:.2g}"
     (weak,) = table_of([made(p_holm=0.05)])
     assert not weak["change [95% interval]"].endswith("*")
+    (unknown,) = table_of([made(ci_low=None, ci_high=float("nan"))])
+    assert unknown["change [95% interval]"] == "+47.5 points [unknown] *"
     (bits,) = table_of([made(metric="bits", filter="strict", gained=None, lost=None, p_holm=None, baseline=0.76872)])
     assert (bits["baseline"], bits["metric"], bits["p (Holm)"]) == ("0.7687", "bits,strict", "")
     assert bits["change [95% interval]"].startswith("+0.475 [")
@@ -155,7 +157,7 @@ def test_a_sentence_tells_n_means_change_and_test() -> None:
         sentence(compare([1, 0, 0, 0], [1, 1, 1, 0])),
     )
     assert re.fullmatch(
-        r"n = 3, 0\.5 -> 0\.75, \+0\.25 \[\+0\.25, \+0\.25\], sign-flip p = 0\.25",
+        r"n = 3, 0\.5 -> 0\.75, \+0\.25 \[unknown\], sign-flip p = 0\.25",
         sentence(compare([0.25, 0.5, 0.75], [0.5, 0.75, 1.0])),
     )
 

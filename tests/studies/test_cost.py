@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.score_store import ScoreStore
 from aft_harness.studies import cost, transfer
 from aft_harness.studies.plan import Plan
 
@@ -69,6 +70,6 @@ def test_every_cell_has_an_estimate_until_it_is_done(lm: SteeredHFLM, tmp_path: 
     after = [estimate.seconds is None for estimate in cost.estimates(found)]
     assert after == [True, False, False, False]
     booster = found.train(found.trainings[0])
-    with transfer.ScoreStore(tmp_path / "scores.sqlite") as store:
+    with ScoreStore(tmp_path / "scores.sqlite") as store:
         found.evaluate(found.plan.evaluations[1], [booster], store)
     assert [estimate.seconds is None for estimate in cost.estimates(found)] == [True, False, False, True]

@@ -72,10 +72,7 @@ WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "no models": ({"models": []}, "'models' is missing or empty"),
     "a number for models": ({"models": 5}, "'models' must be a list"),
     "a model without a name": ({"models": [{"dtype": "x"}]}, "needs 'pretrained'"),
-    "a model's argument that is no word": (
-        {"models": [{"pretrained": "m", 5: 1}]},
-        "models: 5 is not the name of a model argument",
-    ),
+    "a model's argument that is no word": ({"models": [{"pretrained": "m", 5: 1}]}, "models: 5 is not the name"),
     "an unknown key": ({"modles": ["m"]}, "unknown key 'modles'"),
     "a key that is no word": ({5: ["m"]}, "unknown key '5'"),
     "text for train": ({"train": "a"}, "'train' must be a mapping or a list"),

@@ -99,6 +99,16 @@ def test_strengths_multiply_that_of_the_reference(lm: SteeredHFLM) -> None:
     assert [point.development for point in once.points] == [point.development for point in twice.points]
 
 
+def test_variants_are_named_after_the_reference_and_their_strength(lm: SteeredHFLM) -> None:
+    for name, strength, expected in (
+        ("a.safetensors", 1.0, "a at 0.5"),
+        ("a.safetensors:4", 4.0, "a at 2"),
+        ("a.safetensors+b.safetensors:2", 1.0, "a+b:2 at 0.5"),
+    ):
+        (point,) = sweep.strengths(lm, Variant(name, booster().booster, strength), [0.5], [drawn(lm)], TEST).points
+        assert point.variant.name == expected
+
+
 def test_strengths_that_look_alike_are_kept_apart(lm: SteeredHFLM) -> None:
     found = sweep.strengths(lm, booster(), [0.12345678, 0.12345679], [drawn(lm)], TEST)
     assert [[row["strength"] for row in point.rows] for point in found.points] == [[0.12345678], [0.12345679]]
@@ -164,7 +174,9 @@ def test_a_booster_that_lost_the_list_of_its_documents_is_not_swept(lm: SteeredH
         sweep.strengths(lm, Variant("a", lost), [1.0], [drawn(lm)], TEST)
     lost.save(tmp_path / "b.safetensors")
     assert Booster.load(tmp_path / "b.safetensors").provenance == lost.provenance
-    documents = mix([(lost, 1.0), (booster().booster, 1.0)]).provenance.documents
+    other = booster().booster
+    assert other is not None
+    documents = mix([(lost, 1.0), (other, 1.0)]).provenance.documents
     assert documents is not None and documents.count == 2001
 
 
@@ -269,12 +281,11 @@ def test_the_automatic_layer_is_the_best_on_development_documents(lm: SteeredHFL
         assert (scores[layer].accuracy, scores[layer].n) == (run.after.accuracy, run.after.n)
         assert scores[layer].loss == pytest.approx(run.after.loss, abs=1e-4)
     assert trained.booster.provenance.layer_sweep == {str(layer): score for layer, score in scores.items()}
-    for run in (
-        lambda task: sweep.best_layer(lm, [task], how, [0]),
-        lambda task: sweep.layers(lm, [task], how, [0], Path("nowhere"), TEST),
-    ):
-        with pytest.raises(TrainingError, match="development documents; set some aside"):
-            run(drawn(lm, dev_docs=0))
+    none = drawn(lm, dev_docs=0)
+    with pytest.raises(TrainingError, match="layers are chosen on development documents; set some aside"):
+        sweep.best_layer(lm, [none], how, [0])
+    with pytest.raises(TrainingError, match="chooses on development documents; set some aside"):
+        sweep.layers(lm, [none], how, [0], Path("nowhere"), TEST)
 
 
 def test_layers_that_are_tried_by_themselves_are_spread_over_the_model() -> None:

@@ -37,6 +37,16 @@ def load(**_: object) -> datasets.DatasetDict:
     )
 
 
+def shuffled(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Choices in another order at each call, as tasks do that shuffle without a seed."""
+    return datasets.Dataset.from_list([_shuffled(doc) for doc in dataset])
+
+
+def _shuffled(doc: dict) -> dict:
+    choices = random.sample(doc["choices"], 3)
+    return {**doc, "choices": choices, "gold": choices.index(doc["answer"])}
+
+
 def blanks(doc: dict) -> list[str]:
     return [doc["sentence"].split("_")[0] + choice for choice in doc["choices"]]
 

@@ -71,7 +71,7 @@ def test_steps_are_those_of_gradient_descent_on_weighted_means(a_pass: int) -> N
     losses, seen = run(objective, range(7), plain(batch_size=3, lr=0.1, epochs=2))
     assert sorted(objective.seen) == list(range(7))
     steps, end = by_hand(objective.seen, weights, 3, 0.1)
-    assert losses.steps == pytest.approx(steps) and float(objective.x) == pytest.approx(end)
+    assert losses.steps == pytest.approx(steps) and objective.x.item() == pytest.approx(end)
     sizes = [sum(weights[index] for index in objective.seen[start : start + 3]) for start in (0, 3, 6)]
     mean = sum(loss * size for loss, size in zip(steps, sizes, strict=True)) / sum(sizes)
     assert losses.mean == pytest.approx(mean)

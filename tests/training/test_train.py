@@ -164,7 +164,8 @@ def test_the_best_epoch_on_development_documents_is_kept(monkeypatch: pytest.Mon
 
     best = run(4, [5.0, 2.0, 3.0, 2.5])
     assert (best.kept_epoch, best.before.loss, best.after.loss) == (2, 9.0, 2.0)
-    assert best.measured_on == "development" and best.booster.provenance.hyperparameters["kept_epoch"] == 2
+    recorded = best.booster.provenance.hyperparameters
+    assert best.measured_on == "development" and recorded is not None and recorded["kept_epoch"] == 2
     assert best.booster.sha256 == run(2, [5.0, 2.0]).booster.sha256
 
 
