@@ -1,16 +1,28 @@
 """The errors a user can cause, each with a message of one line that says what is wrong and what to do.
 
 Library callers catch these types; the command line prints the message and exits with `exit_code`: 2 where a value
-cannot be understood, 1 where the work went wrong. Nothing here imports anything, so that every module may raise them.
+cannot be understood, 1 where the work went wrong. Imports nothing heavy, so that every module may raise them.
 """
 
 from __future__ import annotations
+
+from aft_harness.text import printable
+
+LONGEST = 2000
+"""Characters of a message. What it quotes from a file may be a thousand times as long."""
 
 
 class AftError(Exception):
     """Base of every error that bad input can cause."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message in one line, whatever it quotes."""
+        message = printable(super().__str__())
+        if len(message) <= LONGEST:
+            return message
+        return f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"  # what is wrong often stands at the end
 
 
 class ParseError(AftError, ValueError):

@@ -1,26 +1,44 @@
-"""Writing files so that nobody ever sees half of one. Knows paths and bytes, and nothing of what they hold."""
+"""Writing files so that nobody ever sees half of one, and reading those of others without harm.
+
+Knows paths and bytes, and nothing of what they hold.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from aft_harness.errors import FileError
+
+ABANDONED = 3600.0
+"""Seconds after which a temporary file is nobody's any more: all its bytes are written at once, in a moment."""
+
+_SUFFIX = ".aft-tmp"
+_NAME_BYTES = 200  # of the 255 that file systems allow, so that the name of the temporary file fits, too
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that a reader, or a crash at any moment, sees the old file or the new one.
 
-    A symbolic link is followed: the file that it points to is replaced, and the link stays.
+    A symbolic link is followed: the file that it points to is replaced, and the link stays. What killed writers of the
+    same file left behind is removed.
 
     Raises:
         FileError: The folder does not exist or cannot be written.
     """
-    target = Path(os.path.realpath(path))
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        target = Path(os.path.realpath(path))
+        if exists(target) and not target.is_file():  # a device's name, say, which must not become that of a file
+            raise FileError(f"{path}: cannot be written (it is not a regular file)")
+        prefix = _temporary_prefix(target)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=_SUFFIX)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -30,11 +48,72 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
         temporary = None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from None
+        _remove_abandoned(target.parent, prefix)
+    except (OSError, ValueError) as error:  # ValueError: what no path can hold
+        raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:
         if temporary is not None:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file, or of the one that a link points to.
+
+    Args:
+        path: Of the file.
+        limit: More bytes than these are not read.
+
+    Raises:
+        FileError: No file, or none that can be read; a folder, a pipe or a device, which could block or never end; more
+            bytes than the limit.
+    """
+    try:
+        check_regular(path)
+        # Should it have become a pipe by now, opening it does not wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise FileError("is not a regular file")
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise FileError(f"cannot be read ({_reason(error)})") from None
+    if len(data) > limit:
+        raise FileError(f"has more than {limit} bytes")
+    return data
+
+
+def check_regular(path: Path, kind: str = "file") -> int:
+    """The size in bytes of a regular file, or of the one that a link points to.
+
+    Args:
+        path: Of the file.
+        kind: What it should be, for the message.
+
+    Raises:
+        FileError: There is none, or it is something else.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileError(f"no such {kind}") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot be read ({_reason(error)})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError("is not a regular file")
+    return found.st_size
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something at a path; what is no path, or cannot be looked at, does not exist.
+
+    Unlike `Path.exists`, which raises where a name is longer than names can be or a folder on the way is closed.
+    """
+    try:
+        os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def make_folder(path: Path) -> Path:
@@ -45,8 +124,33 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be made ({error.strerror or error})") from None
-    if not os.access(path, os.W_OK):
+        writable = os.access(path, os.W_OK)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be made ({_reason(error)})") from None
+    if not writable:
         raise FileError(f"{path}: cannot be written to")
     return path
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _temporary_prefix(target: Path) -> str:
+    name = target.name
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Removes what writers of the same file left behind when they were killed, and nothing that may be in use."""
+    temporary = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not temporary.fullmatch(entry.name):
+                continue
+            with suppress(OSError):  # another writer may be removing it as well
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > ABANDONED:
+                    os.unlink(entry.path)

@@ -14,7 +14,8 @@ from aft_harness.errors import ParseError
 
 Item = TypeVar("Item")
 
-_BOUNDS = re.compile(r"(?P<start>\d*):(?P<stop>\d*)")
+# No data set has more rows than eighteen digits count, and Python's own slices take no longer numbers.
+_BOUNDS = re.compile(r"(?P<start>[0-9]{0,18}):(?P<stop>[0-9]{0,18})")
 _SPLIT = re.compile(r"(?P<split>[\w.-]+)(?:\[(?P<bounds>[^\]]*)\])?")
 
 

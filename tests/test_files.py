@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from aft_harness.errors import FileError
-from aft_harness.files import make_folder, write_atomically
+from aft_harness.files import ABANDONED, check_regular, exists, make_folder, read_regular, write_atomically
 
 
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -83,3 +86,88 @@ def test_a_file_in_a_folders_place_is_one_error(tmp_path: Path) -> None:
         with pytest.raises(FileError, match=r"taken\S*: cannot be made \(") as caught:
             make_folder(path)
         assert "\n" not in str(caught.value)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from aft_harness import files
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomically(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    (left,) = tmp_path.iterdir()
+    assert done.returncode != 0 and left.name.startswith(".a.csv.")
+    write_atomically(path, b"first")
+    assert left.exists(), "its writer may be alive"
+    long_ago = time.time() - ABANDONED - 60
+    strangers = [".b.csv.abcdefgh.aft-tmp", ".a.csv.markdown", "a.csv.abcdefgh.aft-tmp", ".a.csv.ABCDEFGH.aft-tmp"]
+    strangers += [".a.csv.b.abcdefgh.aft-tmp", ".axcsv.abcdefgh.aft-tmp", ".a.csv.old"]
+    for stranger in strangers:
+        (tmp_path / stranger).write_text("")
+    (tmp_path / ".a.csv.folder00.aft-tmp").mkdir()
+    (tmp_path / "precious").write_text("")
+    (tmp_path / ".a.csv.linked00.aft-tmp").symlink_to("precious")
+    for entry in tmp_path.iterdir():
+        os.utime(entry, (long_ago, long_ago), follow_symlinks=False)
+    write_atomically(path, b"second")
+    folder_and_link = [".a.csv.folder00.aft-tmp", ".a.csv.linked00.aft-tmp", "precious"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.csv", *strangers, *folder_and_link])
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\u00e9" * 127):
+        write_atomically(tmp_path / name, b"data")
+        assert (tmp_path / name).read_bytes() == b"data"
+    with pytest.raises(FileError, match="cannot be written"):
+        write_atomically(tmp_path / ("x" * 256), b"")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 5000, "a/" * 3000], ids=["zero", "surrogate", "long", "deep"])
+def test_what_is_no_path_is_one_error(path: str) -> None:
+    assert not exists(path)
+    for work in (
+        lambda: write_atomically(Path(path), b""),
+        lambda: make_folder(Path(path)),
+        lambda: check_regular(path),
+    ):
+        with pytest.raises(FileError):
+            work()
+
+
+def test_what_cannot_be_looked_at_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert not exists(loop) and exists(tmp_path) and not exists(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    assert not exists(tmp_path / "file" / "below")
+
+    def closed(path: object) -> None:  # the superuser may look everywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", closed)
+    assert not exists(tmp_path)
+    with pytest.raises(FileError, match=r"^cannot be read \(Permission denied\)$"):
+        check_regular(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_only_regular_files_are_read_and_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("a")
+    assert read_regular(tmp_path / "a", 4) == read_regular(tmp_path / "link", 9) == b"data"
+    assert check_regular(tmp_path / "link") == 4
+    with pytest.raises(FileError, match="has more than 3 bytes"):
+        read_regular(tmp_path / "a", 3)
+    with pytest.raises(FileError, match="no such booster file"):
+        check_regular(tmp_path / "b", "booster file")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FileError, match="is not a regular file"):
+            read_regular(path, 9)
+        with pytest.raises(FileError, match="it is not a regular file"):
+            write_atomically(path, b"")

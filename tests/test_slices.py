@@ -25,7 +25,9 @@ def test_documents_by_id(text: str, expected: Slice) -> None:
     assert Slice.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "5", "a:b", "-1:3", "1:-3", "1:2:3", "[1:2]", "1.5:2", " 1:2", "1,2", "1:2\n"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "a:b", "-1:3", "1:-3", "1:2:3", "[1:2]", "1.5:2", " 1:2", "1,2", "1:2\n", "٣:٤", f"{'9' * 5000}:"]
+)
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ParseError, match="is not a slice of documents; expected A:B") as caught:
         Slice.parse(text)
@@ -53,7 +55,9 @@ def test_rows_of_a_split(text: str, expected: SplitSlice) -> None:
     assert SplitSlice.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "[0:5]", "test[5", "test[5]", "test[]", "test[a:b]", "test[1:2][3:4]", "te st"])
+@pytest.mark.parametrize(
+    "text", ["", "[0:5]", "test[5", "test[5]", "test[]", "test[a:b]", "test[1:2][3:4]", "te st", f"test[{'9' * 19}:]"]
+)
 def test_other_rows_are_refused(text: str) -> None:
     with pytest.raises(ParseError, match=r"does not name rows of a split; expected SPLIT or SPLIT\[A:B\]"):
         SplitSlice.parse(text)

@@ -5,10 +5,13 @@ Knows docs/booster-format.md. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +22,27 @@ from torch import Tensor
 
 from aft_harness.boosters.booster import Booster, canonical
 from aft_harness.boosters.injections import KINDS, Injection
-from aft_harness.boosters.provenance import Provenance
-from aft_harness.errors import BoosterError
-from aft_harness.files import write_atomically
+from aft_harness.boosters.provenance import Documents, Provenance
+from aft_harness.errors import AftError, BoosterError, FileError
+from aft_harness.files import check_regular, exists, read_regular, write_atomically
+from aft_harness.text import printable
 
 FORMAT_VERSION = 1
 METADATA_KEY = "aft"
 SIZE_LIMIT = 256 * 2**20
 """Bytes. A booster has a few KB; a file beyond this is something else."""
 
+METADATA_LIMIT = 16 * 2**20
+"""Bytes of the JSON text. A mixture holds the provenance of all its parts, which a mixture of mixtures repeats."""
+
 DOCUMENTS_IN_FILE = 2000
 """Training-document hashes beyond this number go into a sidecar file beside the booster."""
 
+logger = logging.getLogger(__name__)
+
 _LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
+_TENSOR = re.compile(rf"layers\.({_LAYER.pattern})\.(.+)", re.DOTALL)
+_HASH = re.compile(rb"[0-9a-f]{16}")
 
 
 def save(booster: Booster, path: str | os.PathLike[str]) -> None:
@@ -39,16 +50,19 @@ def save(booster: Booster, path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileError: The folder does not exist or cannot be written.
+        BoosterError: Its provenance is too large for a booster file.
     """
     path = Path(path)
     provenance, hashes = _split_documents(booster.provenance.to_json())
-    header = {"format_version": FORMAT_VERSION, "injections": booster.specs, "provenance": provenance}
+    header = canonical({"format_version": FORMAT_VERSION, "injections": booster.specs, "provenance": provenance})
+    if (size := len(header.encode())) > METADATA_LIMIT:
+        raise BoosterError(f"{path}: its metadata would have {size} bytes; those of a booster have {METADATA_LIMIT}")
     if hashes:
         write_atomically(sidecar(path), "".join(f"{line}\n" for line in hashes).encode())
     tensors = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in booster.tensors.items()}
     # One metadata key with sorted JSON: safetensors orders several keys at random, which would make equal
     # boosters differ as files.
-    write_atomically(path, safetensors_bytes(tensors, metadata={METADATA_KEY: canonical(header)}))
+    write_atomically(path, safetensors_bytes(tensors, metadata={METADATA_KEY: header}))
 
 
 def load(path: str | os.PathLike[str]) -> Booster:
@@ -60,9 +74,7 @@ def load(path: str | os.PathLike[str]) -> Booster:
     path = Path(path)
     try:
         return _load(path)
-    except BoosterError as error:
-        raise BoosterError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:
+    except (AftError, OSError, ValueError, RecursionError) as error:
         raise BoosterError(f"{path}: {_one_line(error)}") from None
 
 
@@ -72,57 +84,85 @@ def sidecar(path: Path) -> Path:
 
 
 def _load(path: Path) -> Booster:
-    if not path.exists():
-        raise BoosterError("no such booster file")
-    if not path.is_file():
-        raise BoosterError("is not a file")
-    if (size := path.stat().st_size) > SIZE_LIMIT:
+    if (size := check_regular(path, "booster file")) > SIZE_LIMIT:
         raise BoosterError(f"has {size} bytes; a booster has at most {SIZE_LIMIT}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if METADATA_KEY not in metadata:
+                raise BoosterError("is a safetensors file but not a booster (it lacks the 'aft' metadata)")
+            header = _read_header(metadata[METADATA_KEY])
+            tensors = {name: _read_tensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise BoosterError(f"is not a safetensors file ({_one_line(error)}); boosters are never pickles") from None
-    if METADATA_KEY not in metadata:
-        raise BoosterError("is a safetensors file but not a booster (it lacks the 'aft' metadata)")
-    header = _read_header(metadata[METADATA_KEY])
-    provenance = Provenance.of(_join_documents(header["provenance"], path))
+    provenance = Provenance.of(header["provenance"])
+    if provenance.documents is not None and provenance.documents.sidecar:
+        provenance = _join_documents(provenance, provenance.documents, sidecar(path))
     return Booster(_read_injections(header["injections"], tensors), provenance)
+
+
+def _read_tensor(file: Any, name: str) -> Tensor:
+    # Asked first: there are types that torch has not.
+    if (dtype := file.get_slice(name).get_dtype()) != "F32":
+        raise BoosterError(f"{name} is {dtype}, not float32")
+    return file.get_tensor(name)
 
 
 def _split_documents(provenance: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     documents = provenance.get("documents") or {}
-    hashes = documents.get("hashes", [])
+    hashes = list(documents.get("hashes", []))
     if len(hashes) <= DOCUMENTS_IN_FILE:
         return provenance, []
-    kept = {key: value for key, value in documents.items() if key != "hashes"}
-    return {**provenance, "documents": {**kept, "sidecar": True}}, list(hashes)
+    kept = {"count": len(hashes)} | {key: value for key, value in documents.items() if key != "hashes"}
+    return {**provenance, "documents": {**kept, "sidecar": True, "sidecar_sha256": _list_digest(hashes)}}, hashes
 
 
-def _join_documents(provenance: dict[str, Any], path: Path) -> dict[str, Any]:
-    documents = provenance.get("documents")
-    if not isinstance(documents, dict) or not documents.get("sidecar"):
+def _list_digest(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _join_documents(provenance: Provenance, documents: Documents, path: Path) -> Provenance:
+    """The provenance with the hashes of a sidecar file, or as it is where there is none that belongs to it.
+
+    The booster works without: that the list is missing is said where it matters.
+    """
+    if not exists(path):
         return provenance
     try:
-        lines = sidecar(path).read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError):
-        return provenance  # the booster works without it; that the list is missing is said where it matters
-    kept = {key: value for key, value in documents.items() if key != "sidecar"}
-    return {**provenance, "documents": {**kept, "hashes": lines}}
+        hashes = _read_hashes(path, documents)
+    except (FileError, BoosterError) as error:
+        logger.warning("%s: %s; it is not used", printable(path), error)
+        return provenance
+    kept = documents.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"sidecar", "sidecar_sha256"})
+    return provenance.changed(documents={**kept, "hashes": hashes})
+
+
+def _read_hashes(path: Path, documents: Documents) -> list[str]:
+    # Rows with one question share a hash, so that there may be fewer hashes than documents.
+    most = max((documents.count or 0) - (documents.unlisted_count or 0), 0)
+    lines = read_regular(path, min(most * len("0123456789abcdef\r\n"), SIZE_LIMIT)).split()
+    if not all(map(_HASH.fullmatch, lines)):
+        raise BoosterError("is not a list of hashes, 16 hex digits a line")
+    hashes = [line.decode() for line in lines]
+    if not 0 < len(set(hashes)) == len(hashes) <= most:
+        raise BoosterError(f"does not list {most} documents")
+    if documents.sidecar_sha256 not in (None, _list_digest(hashes)):
+        raise BoosterError("is the list of another booster")
+    return hashes
 
 
 def _read_header(text: str) -> dict[str, Any]:
+    if (size := len(text.encode())) > METADATA_LIMIT:
+        raise BoosterError(f"its 'aft' metadata has {size} bytes; that of a booster has at most {METADATA_LIMIT}")
     try:
         header = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of very many digits
         raise BoosterError(f"its 'aft' metadata is not JSON ({_one_line(error)})") from None
     if not isinstance(header, dict):
         raise BoosterError("its 'aft' metadata is not a JSON object")
-    if header.get("format_version") != FORMAT_VERSION:
-        raise BoosterError(
-            f"has format version {header.get('format_version')!r}; this aft_harness reads {FORMAT_VERSION}"
-        )
+    version = header.get("format_version")
+    if isinstance(version, bool) or version != FORMAT_VERSION:
+        raise BoosterError(f"has format version {version!r}; this aft_harness reads {FORMAT_VERSION}")
     for key in ("injections", "provenance"):
         if not isinstance(header.get(key), dict):
             raise BoosterError(f"its 'aft' metadata lacks '{key}'")
@@ -130,7 +170,11 @@ def _read_header(text: str) -> dict[str, Any]:
 
 
 def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[int, Injection]:
-    claimed: set[str] = set()
+    by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        layer, rest = match.groups() if match else ("", name)
+        by_layer[layer][rest] = tensor
     injections: dict[int, Injection] = {}
     for key, spec in specs.items():
         if not _LAYER.fullmatch(key):
@@ -138,18 +182,13 @@ def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         if not isinstance(spec, dict) or not isinstance(spec.get("kind"), str) or spec["kind"] not in KINDS:
             kind = spec.get("kind") if isinstance(spec, dict) else spec
             raise BoosterError(f"layer {key} has kind {kind!r}; this aft_harness knows {', '.join(KINDS)}")
-        prefix = f"layers.{key}."
-        parts = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        claimed.update(prefix + name for name in parts)
-        for name, tensor in parts.items():
-            if tensor.dtype != torch.float32:
-                raise BoosterError(f"{prefix}{name} is {tensor.dtype}, not float32")
         try:
-            injections[int(key)] = KINDS[spec["kind"]](spec, parts)
+            injections[int(key)] = KINDS[spec["kind"]](spec, by_layer.pop(key, {}))
         except ValueError as error:
             raise BoosterError(f"layer {key}: {error}") from None
-    if unknown := sorted(set(tensors) - claimed):
-        raise BoosterError(f"holds unknown tensors: {', '.join(unknown[:3])}")
+    if by_layer:
+        layer, parts = next(iter(by_layer.items()))
+        raise BoosterError(f"holds unknown tensors: {f'layers.{layer}.' if layer else ''}{next(iter(parts))}")
     return injections
 
 

@@ -1,4 +1,7 @@
-"""The words of the file format: kinds of injections and their settings. Knows names only, so that it loads no torch."""
+"""The words of the file format: kinds of injections and their settings, and how choices were ranked.
+
+Knows names only, so that it loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,3 +15,6 @@ Activation = Literal["gelu", "silu", "tanh"]
 
 InputNorm = Literal["none", "rms"]
 """What that MLP makes of the hidden state first."""
+
+ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
+"""What the loglikelihood of a choice is divided by; `characters` is what lm-eval's `acc_norm` ranks by."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from aft_harness.errors import ModelError, ParseError
 
-_RANGE = re.compile(r"(?P<first>\d{1,5})(?P<dash>-(?P<last>\d{1,5})?)?")
+_RANGE = re.compile(r"(?P<first>[0-9]{1,5})(?P<dash>-(?P<last>[0-9]{1,5})?)?")
 _WORDS = ("all", "middle")
+_MOST = 10**5  # what the text's five digits can count
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,12 @@ class Layers:
         """
         if isinstance(value, Layers):
             return value
-        if isinstance(value, bool) or not isinstance(value, str | int | Sequence):
+        if isinstance(value, bool | bytes | bytearray) or not isinstance(value, str | int | Sequence):
             raise _refused(value)
         if isinstance(value, int):
             value = [value]
         if not isinstance(value, str):
-            whole = all(isinstance(index, int) and not isinstance(index, bool) for index in value)
-            if not value or not whole or min(value) < 0:
+            if not 0 < len(value) <= _MOST or not all(map(_is_index, value)):
                 raise _refused(value)
             return cls(ranges(value))
         words = value.strip()
@@ -101,5 +101,13 @@ def ranges(layers: Iterable[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
 def _refused(value: object) -> ParseError:
-    return ParseError(f"layers {value!r}: expected all, or layers and ranges such as 8, 8,16, 4-8 or 1-")
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a whole number of very many digits, a list in itself
+        shown = f"of type {type(value).__name__}"
+    return ParseError(f"layers {shown}: expected all, or layers and ranges such as 8, 8,16, 4-8 or 1-")

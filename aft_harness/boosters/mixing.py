@@ -7,6 +7,7 @@ from typing import Any
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import Injection
+from aft_harness.boosters.provenance import Documents
 from aft_harness.errors import BoosterError
 
 
@@ -39,16 +40,13 @@ def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
 
 
 def _provenance(parts: Sequence[tuple[Booster, float]]) -> dict[str, Any]:
-    records: list[dict[str, Any]] = []
-    for booster, strength in parts:
-        provenance = booster.provenance.to_json()
-        provenance.pop("documents", None)  # of all parts together, below
-        records.append({"booster_sha256": booster.sha256, "strength": strength, "provenance": provenance})
-    hashes = frozenset[str]().union(*(booster.provenance.hashes for booster, _ in parts))
-    unlisted = sum(booster.provenance.unlisted for booster, _ in parts)
+    records = [
+        {"booster_sha256": booster.sha256, "strength": strength, "provenance": booster.provenance.inherited()}
+        for booster, strength in parts
+    ]
     return {
         "method": "mix",
         "parts": records,
         "tasks": [record for booster, _ in parts for record in booster.provenance.tasks],
-        "documents": {"count": len(hashes) + unlisted, "unlisted": unlisted, "hashes": sorted(hashes)},
+        "documents": Documents.union(booster.provenance.documents for booster, _ in parts),
     }

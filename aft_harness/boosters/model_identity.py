@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from aft_harness.text import printable
+
+Name = Annotated[str, StringConstraints(strict=True, max_length=4096)]
+"""A text that tables and messages show."""
 
 
 class ModelIdentity(BaseModel):
@@ -19,12 +26,12 @@ class ModelIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = "unknown"
-    revision: str | None = None
-    fingerprint: str | None = None
-    architecture: str = ""
-    layers: int = 0
-    hidden_size: int = 0
+    name: Name = "unknown"
+    revision: Name | None = None
+    fingerprint: Name | None = None
+    architecture: Name = ""
+    layers: Annotated[int, Field(strict=True, ge=0, le=10**9)] = 0
+    hidden_size: Annotated[int, Field(strict=True, ge=0, le=10**9)] = 0
 
     def differs_from(self, recorded: ModelIdentity) -> bool:
         """Whether a recorded identity is known to be of another model."""
@@ -33,4 +40,4 @@ class ModelIdentity(BaseModel):
     @property
     def label(self) -> str:
         """Name and start of the fingerprint, which tell models apart in messages."""
-        return f"{self.name} ({(self.fingerprint or 'unknown')[:12]})"
+        return printable(f"{self.name} ({(self.fingerprint or 'unknown')[:12]})")

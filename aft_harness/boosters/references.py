@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.mixing import mix
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import BoosterError, ReferenceSyntaxError
+from aft_harness.files import exists
 
 SUFFIX = ".safetensors"
 FORM = "REF[:strength][+REF[:strength]]..., REF a .safetensors path or hf://owner/repo/file.safetensors[@revision]"
@@ -31,6 +33,12 @@ _NAME = r"[a-z0-9._/-]+"
 _COMPLETE = re.compile(rf"(?:.*\.safetensors(?:@[\w./-]+)?|{_NAME})(?::{_NUMBER})?", re.DOTALL)
 _STRENGTH = re.compile(rf"(?P<location>.+):(?P<strength>{_NUMBER})", re.DOTALL)
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.safetensors)(?:@(?P<revision>[\w./-]+))?")
+
+LONGEST = 10_000
+"""Characters of a specification as text; its names are looked for from each `+` on."""
+
+NESTED = 20
+"""Lists, mappings and pairs inside each other, at most."""
 
 VectorSpec = str | os.PathLike[str] | Booster | Mapping[Any, float] | Sequence[Any]
 
@@ -58,7 +66,7 @@ class Reference:
             return self.source
         if self.source.startswith("hf://"):
             return file_format.load(_download(self.source))
-        if not self.source.endswith(SUFFIX) and not Path(self.source).exists():
+        if not self.source.endswith(SUFFIX) and not exists(self.source):
             raise BoosterError(f"{self.source}: no such booster; give the path of a {SUFFIX} file")
         return file_format.load(self.source)
 
@@ -77,21 +85,7 @@ def parse(spec: VectorSpec) -> list[Reference]:
         >>> parse("math.safetensors:0.5+code.safetensors")
         [Reference(source='math.safetensors', strength=0.5), Reference(source='code.safetensors', strength=1.0)]
     """
-    if isinstance(spec, Booster):
-        return [Reference(spec)]
-    if isinstance(spec, str):
-        return _parse_text(spec)
-    if isinstance(spec, os.PathLike):
-        return [Reference(os.fspath(spec))]
-    if isinstance(spec, Mapping):
-        return [part for key, strength in spec.items() for part in _weighted(key, strength)]
-    if isinstance(spec, Sequence) and spec:
-        references: list[Reference] = []
-        for item in spec:
-            pair = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2
-            references += _weighted(*item) if pair and not isinstance(item[1], str) else parse(item)
-        return references
-    raise ReferenceSyntaxError(f"vector={spec!r} is not a booster reference; expected {FORM}")
+    return _parse(spec, 0)
 
 
 def load(spec: VectorSpec, scale: float = 1.0) -> Variant:
@@ -108,9 +102,11 @@ def load(spec: VectorSpec, scale: float = 1.0) -> Variant:
         AftError: The specification cannot be parsed, or a booster cannot be read.
     """
     references = parse(spec)
+    if not math.isfinite(scale):
+        raise ReferenceSyntaxError(f"scale {scale} is not a finite number")
     loaded = [(reference.load(), reference.strength) for reference in references]
     booster, strength = loaded[0] if len(loaded) == 1 else (mix(loaded), 1.0)
-    return Variant(_name(references), booster, strength * scale)
+    return Variant(_name(references), booster, _finite(strength * scale, _name(references)))
 
 
 def _name(references: Sequence[Reference]) -> str:
@@ -127,12 +123,37 @@ def _name(references: Sequence[Reference]) -> str:
     return "+".join(map(named, references))
 
 
+def _parse(spec: VectorSpec, depth: int) -> list[Reference]:
+    if depth > NESTED:
+        raise ReferenceSyntaxError(f"vector: lists are nested beyond a depth of {NESTED}; expected {FORM}")
+    if isinstance(spec, Booster):
+        return [Reference(spec)]
+    if isinstance(spec, str):
+        return _parse_text(spec)
+    if isinstance(spec, os.PathLike) and isinstance(path := os.fspath(spec), str):
+        return [Reference(path)]
+    if isinstance(spec, Mapping) and spec:
+        return [part for key, strength in spec.items() for part in _weighted(key, strength, depth + 1)]
+    if isinstance(spec, Sequence) and not isinstance(spec, bytes | bytearray | memoryview) and spec:
+        references: list[Reference] = []
+        for item in spec:
+            pair = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2
+            if pair and not isinstance(item[1], str | os.PathLike | Booster | Mapping | Sequence):
+                references += _weighted(item[0], item[1], depth + 1)
+            else:
+                references += _parse(item, depth + 1)
+        return references
+    raise ReferenceSyntaxError(f"vector={_shown(spec)} is not a booster reference; expected {FORM}")
+
+
 def _parse_text(text: str) -> list[Reference]:
     if not text.strip():
         raise ReferenceSyntaxError(f"vector= is empty; expected {FORM}")
+    if len(text) > LONGEST:
+        raise ReferenceSyntaxError(f"vector= has {len(text)} characters, of {LONGEST} at most; expected {FORM}")
     if "\0" in text:
         raise ReferenceSyntaxError(f"vector={text!r} holds a zero byte; expected {FORM}")
-    if Path(text).exists():
+    if exists(text):
         return [Reference(text)]
     segments, start = [], 0
     for plus in (match.start() for match in re.finditer(r"\+", text)):
@@ -155,11 +176,27 @@ def _parse_segment(segment: str, text: str) -> Reference:
     return Reference(location, _finite(strength, text))
 
 
-def _weighted(source: VectorSpec, strength: Any) -> list[Reference]:
+def _weighted(source: VectorSpec, strength: Any, depth: int) -> list[Reference]:
     if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise ReferenceSyntaxError(f"vector: strength {strength!r} of {source!r} is not a number")
-    factor = _finite(float(strength), source)
-    return [Reference(part.source, part.strength * factor) for part in parse(source)]
+        raise ReferenceSyntaxError(f"vector: strength {_shown(strength)} of {_shown(source)} is not a number")
+    try:
+        factor = float(strength)
+    except OverflowError:  # a whole number beyond all floats
+        factor = math.inf
+    parts = _parse(source, depth)
+    return [Reference(part.source, _finite(part.strength * factor, _shown(source))) for part in parts]
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = 200
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut where it is long or deep."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # a whole number of very many digits
+        return f"a value of type {type(value).__name__}"
 
 
 def _finite(strength: float, text: object) -> float:

@@ -11,6 +11,7 @@ import click
 from aft_harness.cli.app import CONTEXT, main, option
 from aft_harness.cli.terminal import layer_lines, lines, score
 from aft_harness.cli.values import BoosterFile
+from aft_harness.text import printable
 
 if TYPE_CHECKING:
     from aft_harness.boosters.variant import Variant
@@ -25,7 +26,11 @@ def show(vector: str, as_json: bool) -> None:
 
     with option("VECTOR"):
         variant = references.load(vector)
-    click.echo(_json(variant) if as_json else "\n".join(lines(_described(variant))))
+    if as_json:
+        click.echo(_json(variant))
+    else:
+        # What a file says of itself could otherwise write lines of its own, or drive the terminal.
+        click.echo("\n".join(lines([(printable(name), printable(value)) for name, value in _described(variant)])))
 
 
 def _json(variant: Variant) -> str:
@@ -60,7 +65,8 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
         *layer_lines(booster),
     ]
     for part in provenance.parts or ():
-        found.append(("part", f"{str(part.get('booster_sha256'))[:12]} at strength {part.get('strength')}"))
+        at = "" if part.strength is None else f" at strength {part.strength:g}"
+        found.append(("part", f"{part.booster_sha256[:12]}{at}"))
     for record in provenance.tasks:
         found.append(("trained on", f"{record.task} {record.split}: {record.n_train} documents"))
     if provenance.answered_correctly is not None and provenance.documents:
@@ -90,4 +96,5 @@ def mix(vectors: tuple[str, ...], output: Path) -> None:
         parts = [(reference.load(), reference.strength) for vector in vectors for reference in references.parse(vector)]
     booster = mixed(parts)
     booster.save(output)
-    click.echo(f"{output}: {len(parts)} boosters, layers {ranges(booster.layers)}, {booster.parameters:,} parameters")
+    made = f"{len(parts)} boosters, layers {ranges(booster.layers)}, {booster.parameters:,} parameters"
+    click.echo(f"{printable(output)}: {made}")

@@ -6,7 +6,7 @@ Knows lm-eval's task objects and their splits. Keeps the three roles of document
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aft_harness.boosters import documents
@@ -41,13 +41,13 @@ class TrainingRows:
         if not self.docs:
             raise TaskError(f"task {name}: {selection.train_docs} is empty; the split has {len(docs)} rows")
         evaluated = list(task.eval_docs)
-        self._field = documents.question_field(evaluated)
-        if self._field and not all(isinstance(doc.get(self._field), str) for doc in self.docs.values()):
-            self._field = None
+        self._field = self._question_field(evaluated, documents.normalised)
+        self._order_field = self._question_field(evaluated, documents.words)
         if named is not None and rows.split == (task.config.test_split or task.config.validation_split):
             # The caller set these rows aside; what is evaluated is the rest of the split.
             evaluated = [doc for index, doc in enumerate(evaluated) if index not in self.rows]
         self.hashes = {index: documents.text_hash(self.question(doc)) for index, doc in self.docs.items()}
+        self._order_keys: dict[int, str] = {}
         self._evaluated = {documents.text_hash(self.question(doc)) for doc in evaluated}
 
     def __str__(self) -> str:
@@ -56,26 +56,50 @@ class TrainingRows:
 
     def question(self, doc: Mapping[str, Any]) -> str:
         """The field that holds the question, else the document's own prompt without few-shot examples."""
-        if self._field:
-            return str(doc[self._field])
-        text = self._task.doc_to_text(doc)
-        return text if isinstance(text, str) else "\n".join(map(str, self._task.doc_to_choice(doc)))
+        return self._text(doc, self._field)
 
     def usable(self, seed: int) -> tuple[list[int], int]:
         """Row indices in their seeded order, without what the evaluation would meet again, and how many those are."""
         free = [index for index, digest in self.hashes.items() if digest not in self._evaluated]
 
         def rank(index: int) -> tuple[str, int]:
-            return hashlib.sha256(f"{seed}/{self.hashes[index]}".encode()).hexdigest(), index
+            return hashlib.sha256(f"{seed}/{self._order_key(index)}".encode()).hexdigest(), index
 
         return sorted(free, key=rank), len(self.hashes) - len(free)
 
     def carve(self, order: list[int], dev_docs: int) -> tuple[list[int], list[int]]:
         """Splits an order into development and training rows; rows with one question stay together."""
         cut = min(dev_docs, len(order))
-        while 0 < cut < len(order) and self.hashes[order[cut - 1]] == self.hashes[order[cut]]:
+        while 0 < cut < len(order) and self._together(order[cut - 1], order[cut]):
             cut += 1
-        return order[:cut], order[cut:]
+        # Rows with one question nearly always follow each other; where they do not, they are not learned from.
+        development = {self.hashes[index] for index in order[:cut]}
+        return order[:cut], [index for index in order[cut:] if self.hashes[index] not in development]
+
+    def _together(self, index: int, following: int) -> bool:
+        """Whether no cut is made between two rows: of one question, or of one place in the order, as published."""
+        same = self.hashes[index] == self.hashes[following]
+        return same or self._order_key(index) == self._order_key(following)
+
+    def _order_key(self, index: int) -> str:
+        """What a row's place in the order is drawn by: its question's words alone, without symbols.
+
+        Not the hash of the question: which documents a limit takes, and in which order, follows from this key, so that
+        trainings that are published could not be repeated with another. Rows of one key follow by index.
+        """
+        if index not in self._order_keys:
+            self._order_keys[index] = documents.words_hash(self._text(self.docs[index], self._order_field))
+        return self._order_keys[index]
+
+    def _question_field(self, evaluated: Sequence[Mapping[str, Any]], reading: Callable[[str], str]) -> str | None:
+        field = documents.question_field(evaluated, reading)
+        return field if field and all(isinstance(doc.get(field), str) for doc in self.docs.values()) else None
+
+    def _text(self, doc: Mapping[str, Any], field: str | None) -> str:
+        if field:
+            return str(doc[field])
+        text = self._task.doc_to_text(doc)
+        return text if isinstance(text, str) else "\n".join(map(str, self._task.doc_to_choice(doc)))
 
 
 def _split_docs(task: Any, split: str, name: str) -> Any:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aft_harness.boosters.layers import Layers
 from aft_harness.errors import AftError, TaskError
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.slices import Slice, SplitSlice
+from aft_harness.studies import plan_file
 from aft_harness.training.recipe import RECIPES, Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+SEEDS = 2**32
+"""Seeds are smaller: every generator of random numbers takes these."""
+
 _KEYS = ("models", "train", "evaluate", "layers", "seeds", "recipe", "include_path", "num_fewshot", "split_seed")
 
 
@@ -85,13 +87,9 @@ class Plan:
         Raises:
             TaskError: It cannot be read, or is no plan.
         """
+        content = plan_file.read(path)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: not UTF-8, or no date
-            raise TaskError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
-        if not isinstance(content, dict):
-            raise TaskError(f"{path}: is not a plan: it has to name models, train and evaluate")
-        try:
+            plan_file.check_plain(content)
             included = [str(path.parent / folder) for folder in _strings("include_path", content)]
             replaced = {"models": list(models)} if models else {}
             return cls.of({**content, "include_path": included, **replaced})
@@ -105,6 +103,7 @@ class Plan:
         Raises:
             TaskError: It is no plan.
         """
+        plan_file.check_plain({key: value for key, value in content.items() if key != "models"})
         if unknown := sorted(map(str, set(content) - set(_KEYS))):
             raise TaskError(f"unknown key {unknown[0]!r}; a plan has {', '.join(_KEYS)}")
         for key in ("models", "train", "evaluate"):
@@ -123,21 +122,26 @@ class Plan:
             raise TaskError("'layers' must be a list: one entry for each booster, such as [all, 8, [8, 16], 1-]")
         return cls(
             models=tuple(models),
-            sources={
-                str(name): _source(str(name), selections) for name, selections in _items("train", content["train"])
-            },
-            evaluations=tuple(_evaluation(str(task), how) for task, how in _items("evaluate", content["evaluate"])),
+            sources={name: _source(name, selections) for name, selections in _items("train", content["train"])},
+            evaluations=tuple(_evaluation(task, how) for task, how in _items("evaluate", content["evaluate"])),
             layers=tuple(None if value is None else Layers.of(value) for value in layers),
             seeds=_seeds("'seeds'", content.get("seeds", [0])),
-            settings=_settings(content.get("recipe") or {}, content.get("split_seed", 0)),
+            settings=_settings(_given(content, "recipe", {}), content.get("split_seed", 0)),
             prompt_format=PromptFormat(num_fewshot=_count("num_fewshot", content.get("num_fewshot"), least=0)),
             include_path=tuple(_strings("include_path", content)),
         )
 
 
-def _items(key: str, value: Any) -> list[tuple[Any, Any]]:
+def _given(content: Mapping[str, Any], key: str, default: Any) -> Any:
+    """What is said; nothing is said also by a key without a value, but not by 0, an empty text or an empty list."""
+    return default if content.get(key) is None else content[key]
+
+
+def _items(key: str, value: Any) -> list[tuple[str, Any]]:
     """Names with what is said of them: a mapping, or a list of names of which nothing is."""
     if isinstance(value, Mapping):
+        if strange := [name for name in value if not isinstance(name, str)]:
+            raise TaskError(f"{key}: the name {strange[0]!r} is not text; put it in quotes")
         return list(value.items())
     if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value):
         return [(name, None) for name in value]
@@ -145,7 +149,7 @@ def _items(key: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _strings(key: str, content: Mapping[str, Any]) -> list[str]:
-    value = content.get(key) or []
+    value = _given(content, key, [])
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise TaskError(f"{key!r} must be a list of folders")
     return list(value)
@@ -157,10 +161,18 @@ def _count(what: str, value: Any, least: int = 1) -> int | None:
     return value
 
 
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str):  # YAML reads 4:50 as a number of base 60
+        raise TaskError(f"{what} {value!r} is not text; put it in quotes, such as '4:50'")
+    return value
+
+
 def _seeds(what: str, value: Any) -> tuple[int, ...]:
     numbers = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     if not numbers or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value):
         raise TaskError(f"{what} must be a list of whole numbers")
+    if wrong := [seed for seed in value if not 0 <= seed < SEEDS]:
+        raise TaskError(f"{what}: {wrong[0]} is not from 0 to {SEEDS - 1}")
     return tuple(value)
 
 
@@ -168,7 +180,9 @@ def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
     if not _NAME.fullmatch(name):
         raise TaskError(f"train: {name!r} is not a name: letters, digits and . _ + - only")
     known = {field.name for field in fields(TaskSelection)} - {"name", "development_only"}
-    tasks = _items(f"train: {name}", selections) if selections else [(name, None)]
+    tasks = [(name, None)] if selections is None else _items(f"train: {name}", selections)
+    if not tasks:
+        raise TaskError(f"train: {name}: names no task")
     found = []
     for task, how in tasks:
         how = {} if how is None else how
@@ -185,9 +199,8 @@ def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise TaskError(f"{where}: weight {weight!r} is not a positive number")
         if how.get("train_docs") is not None:
-            how["train_docs"] = str(how["train_docs"])
-            SplitSlice.parse(how["train_docs"])
-        found.append(TaskSelection(str(task), **how))
+            SplitSlice.parse(_text(f"{where}: train_docs", how["train_docs"]))
+        found.append(TaskSelection(task, **how))
     return tuple(found)
 
 
@@ -199,8 +212,7 @@ def _evaluation(task: str, how: Any) -> Evaluation:
     if how.get("docs") is not None and how.get("limit") is not None:
         raise TaskError(f"evaluate: {task}: docs and limit cannot be used together")
     if how.get("docs") is not None:
-        how["docs"] = str(how["docs"])
-        Slice.parse(how["docs"])
+        Slice.parse(_text(f"evaluate: {task}: docs", how["docs"]))
     _count(f"evaluate: {task}: limit", how.get("limit"))
     if how.get("seeds") is not None:
         how["seeds"] = _seeds(f"evaluate: {task}: seeds", how["seeds"])
@@ -218,8 +230,22 @@ def _settings(recipe: Any, split_seed: Any) -> Settings:
     if not isinstance(name, str) or name not in RECIPES:
         raise TaskError(f"recipe: {name!r} is not one of {', '.join(RECIPES)}")
     for key in ("epochs", "batch_size", "rank"):
-        _count(f"recipe: {key}", changes.get(key))
+        if key in changes and _count(f"recipe: {key}", changes[key]) is None:
+            raise TaskError(f"recipe: {key} must be a number")
+    for key in ("lr", "temperature"):
+        value = changes.get(key)
+        absent = key not in changes or (value is None and key == "temperature")
+        if not absent and (isinstance(value, bool) or not isinstance(value, int | float)):
+            hint = f"; write {float(value)}" if isinstance(value, str) and _is_number(value) else ""
+            raise TaskError(f"recipe: {key} {value!r} is not a number{hint}")
     try:
         return replace(RECIPES[name], **changes, split_seed=split_seed)
     except (TypeError, ValueError) as error:
         raise TaskError(f"recipe: {error}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))  # YAML reads 1e-3, without a point, as text
+    except ValueError:
+        return False

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from aft_harness.boosters.documents import possible_hashes
 from aft_harness.boosters.provenance import Score
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
 from aft_harness.errors import ParseError, TaskError, TrainingError
@@ -140,7 +141,12 @@ def strengths(
             "that development documents cannot be told from them"
         )
     trained = booster.provenance.hashes
-    examples = [example for task in development for example in task.development if example.document not in trained]
+    examples = [
+        example
+        for task in development
+        for example in task.development
+        if trained.isdisjoint(possible_hashes({}, example.question))
+    ]
     refuse_overlap(test, examples)
     stem = variant.name.removesuffix(f":{variant.strength:g}").replace(".safetensors", "")
     names = {value: f"{stem} at {variant.strength * value:g}" for value in values}

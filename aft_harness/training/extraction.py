@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.layers import check_layer
+from aft_harness.boosters.provenance import Documents
 from aft_harness.engine.rows import batches
 from aft_harness.engine.trie import pack
 from aft_harness.errors import TrainingError
@@ -83,12 +84,11 @@ def mean_difference(
     tokens = [lm.tok_encode(example.question) for example in task.train]
     means = torch.stack(activations(lm, tokens, layer, lambda hidden: hidden.mean(0)))
     chosen = torch.tensor(right)
-    documents = {"count": len(task.train), "hashes": sorted({example.document for example in task.train})}
     details = {
         "tasks": [task.record()],
         "prompting": asdict(task.prompt_format),
         "answered_correctly": int(chosen.sum()),
-        "documents": documents,
+        "documents": Documents.learned(example.document for example in task.train),
     }
     return _booster(lm, "mean-difference", layer, means[chosen].mean(0) - means[~chosen].mean(0), details)
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from aft_harness.boosters.kinds import Activation, InputNorm, Kind
+from aft_harness.boosters.kinds import ChoiceNorm as ChoiceNorm
 from aft_harness.boosters.layers import Layers
 from aft_harness.errors import TrainingError
 
 Objective = Literal["answer", "choice", "both"]
 """`answer`: cross-entropy of the right answer's tokens, per token. `choice`: of the softmax over the choices'
 loglikelihoods. `both`: their sum."""
-
-ChoiceNorm = Literal["none", "characters", "bytes", "tokens"]
-"""What the loglikelihood of a choice is divided by; `characters` is what lm-eval's `acc_norm` ranks by."""
 
 RateUnit = Literal["absolute", "residual"]
 """Of the learning rate: `residual` counts deltas in the size of the layer's residual stream, shared by all layers."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection, Injection, StaticInjection
-from aft_harness.boosters.provenance import Provenance, Score
+from aft_harness.boosters.provenance import Documents, Provenance, Score
 from aft_harness.engine.decoder import hidden_size
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.steering import training_injections
@@ -142,7 +142,6 @@ def _provenance(
     lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings, start: Booster | None
 ) -> dict[str, Any]:
     """Where the booster of a training comes from, but for what came out."""
-    documents = [example.document for task in tasks for example in task.train]
     provenance: dict[str, Any] = {
         "base_model": lm.base_model,
         "method": "aft",
@@ -155,7 +154,7 @@ def _provenance(
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "documents": {"count": len(documents), "hashes": sorted(set(documents))},
+        "documents": Documents.learned(example.document for task in tasks for example in task.train),
     }
     return provenance | (_inherited(provenance, start) if start else {})
 
@@ -181,17 +180,10 @@ def _started(lm: SteeredHFLM, settings: Settings, layers: Sequence[int], start: 
 def _inherited(provenance: Mapping[str, Any], start: Booster) -> dict[str, Any]:
     """What a provenance owes to the booster that training started from: its tasks and documents were learned, too."""
     before = start.provenance
-    hashes = before.hashes | set(provenance["documents"]["hashes"])
-    recorded = before.to_json()
-    recorded.pop("documents", None)
     return {
-        "start": {"booster_sha256": start.sha256, "provenance": recorded},
+        "start": {"booster_sha256": start.sha256, "provenance": before.inherited()},
         "tasks": (*provenance["tasks"], *before.tasks),
-        "documents": {
-            "count": len(hashes) + before.unlisted,
-            "unlisted": before.unlisted,
-            "hashes": sorted(hashes),
-        },
+        "documents": Documents.union((provenance["documents"], before.documents)),
     }
 
 

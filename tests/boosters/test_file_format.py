@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from booster_cases import SPEC, made
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aft_harness.boosters import file_format
@@ -82,7 +85,116 @@ def test_many_documents_go_into_a_sidecar_and_come_back(tmp_path: Path) -> None:
     assert sidecar(path).read_text().split() == hashes
     assert Booster.load(path).provenance.documents == Documents(count=2001, hashes=tuple(hashes))
     sidecar(path).unlink()
-    assert Booster.load(path).provenance.documents == Documents(count=2001, sidecar=True)
+    missing = Booster.load(path).provenance.documents
+    assert missing is not None and (missing.sidecar, missing.hashes, missing.unlisted) == (True, (), 2001)
+
+
+HASHES = [f"{number:016x}" for number in range(2001)]
+
+
+def with_sidecar(path: Path, **changes: Any) -> Path:
+    """A booster of many documents whose record has some other fields; None is one that is missing."""
+    made(1, documents={"count": 2001, "hashes": HASHES}).save(path)
+    with safe_open(path, "pt") as file:
+        recorded = json.loads(file.metadata()["aft"])
+    documents = recorded["provenance"]["documents"] | changes
+    recorded["provenance"]["documents"] = {key: value for key, value in documents.items() if value is not None}
+    return written(path, load_file(path), recorded)
+
+
+def test_the_list_of_an_earlier_booster_is_used_where_form_and_count_fit(tmp_path: Path) -> None:
+    path = with_sidecar(tmp_path / "a.safetensors", sidecar_sha256=None)
+    for hashes in (HASHES, HASHES[:1990], HASHES[::-1]):  # rows with one question share a hash
+        sidecar(path).write_text("".join(f"{line}\n" for line in hashes))
+        assert Booster.load(path).provenance.hashes == set(hashes)
+    sidecar(path).write_text("\r\n".join(HASHES))
+    assert Booster.load(path).provenance.hashes == set(HASHES)
+
+
+STRANGE = {
+    "too many": ("".join(f"{number:016x}\n" for number in range(2002)), "more than|does not list 2001"),
+    "a repeated line": ("\n".join([*HASHES[:5], *HASHES[:5]]), "does not list 2001"),
+    "nothing": ("", "does not list 2001"),
+    "other lines": ("root:x:0:0:root:/root:/bin/bash\n", "not a list of hashes"),
+    "capitals": ("\n".join(line.upper() for line in [*HASHES, "abcdefabcdefabcd"][1:]), "not a list of hashes"),
+    "long lines": ("\n".join(line * 2 for line in HASHES[:900]), "not a list of hashes"),
+    "other hashes": ("\n".join(HASHES[:-1]), "another booster"),
+    "another order": ("\n".join(HASHES[::-1]), "another booster"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_list_that_is_not_this_boosters_is_not_used(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, reason = STRANGE[name]
+    for digest in [{}] if "another" in reason else [{}, {"sidecar_sha256": None}]:
+        path = with_sidecar(tmp_path / "a.safetensors", **digest)
+        sidecar(path).write_text(text)
+        caplog.clear()
+        provenance = Booster.load(path).provenance
+        assert provenance.hashes == frozenset() and provenance.unlisted == 2001
+        (record,) = caplog.records
+        assert re.search(reason, record.getMessage()) and str(sidecar(path)) in record.getMessage()
+        # Nor does it come into what is saved next.
+        made(1).with_provenance(**provenance.to_json()).save(tmp_path / "b.safetensors")
+        assert not sidecar(tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device", "broken link", "loop"])
+def test_only_a_regular_file_is_read(kind: str, tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            targets = {"device": "/dev/zero", "link to a device": tmp_path / "zero", "broken link": "x", "loop": path}
+            path.symlink_to(targets[kind])
+
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    path = with_sidecar(tmp_path / "a.safetensors")
+    sidecar(path).unlink()
+    make(sidecar(path))
+    assert Booster.load(path).provenance.unlisted == 2001
+    make(tmp_path / "b.safetensors")
+    with pytest.raises(BoosterError, match=r"no such booster file|not a regular file|cannot be read"):
+        Booster.load(tmp_path / "b.safetensors")
+    if kind in ("pipe", "device", "folder", "link to a device"):  # which no file may take the place of
+        with pytest.raises(FileError, match=r"b\.safetensors: cannot be written"):
+            made(1).save(tmp_path / "b.safetensors")
+    assert stat.S_ISCHR(os.stat("/dev/zero").st_mode)
+
+
+def test_a_link_to_the_list_is_followed(tmp_path: Path) -> None:
+    # As in the cache of the hub.
+    path = with_sidecar(tmp_path / "a.safetensors")
+    sidecar(path).rename(tmp_path / "blob")
+    sidecar(path).symlink_to("blob")
+    assert Booster.load(path).provenance.hashes == set(HASHES)
+
+
+def test_a_list_needs_a_count(tmp_path: Path) -> None:
+    with pytest.raises(BoosterError, match=r"documents: .*needs a count"):
+        Booster.load(with_sidecar(tmp_path / "a.safetensors", count=None))
+    made(1, documents={"hashes": HASHES}).save(tmp_path / "b.safetensors")
+    assert Booster.load(tmp_path / "b.safetensors").provenance.hashes == set(HASHES)
+
+
+def test_loading_looks_at_each_tensor_once() -> None:
+    # Not once for each layer: thousands of layers took seconds.
+    looks = 0
+
+    class Watched(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().items()
+
+    booster = made(*range(50))
+    injections = file_format._read_injections(booster.specs, Watched(booster.tensors))
+    assert len(injections) == 50 and looks == 1
 
 
 def bad_files() -> dict[str, tuple[Any, str]]:
@@ -104,7 +216,7 @@ def bad_files() -> dict[str, tuple[Any, str]]:
         "pickle": (pickled, "never pickles"),
         "torch pickle": (torch_pickled, "never pickles"),
         "text": (lambda path: path.write_text("hello " * 100), "not a safetensors file"),
-        "folder": (lambda path: path.mkdir(), "is not a file"),
+        "folder": (lambda path: path.mkdir(), "is not a regular file"),
         "other safetensors": (lambda path: save_file({"x": vector}, path), "not a booster"),
         "no json": (tensors({"layers.2.vector": vector}, "{"), "not JSON"),
         "no object": (tensors({"layers.2.vector": vector}, "[]"), "not a JSON object"),

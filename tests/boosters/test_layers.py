@@ -51,8 +51,43 @@ def test_ranges_and_grammar_are_each_others_inverse(layers: set[int]) -> None:
     assert Layers.of(ranges(layers)).resolve(41) == tuple(sorted(layers))
 
 
-BAD = ["", " ", ",", "8,", "auto", "first", "8-4", "-1", "-", "1.5", "1--2", "all,8", "8;9", "٣x", "999999", [], [-1]]
-BAD_TYPES = [[1.5], ["8"], [True], True, None, 1.5, {1}, -1, {"8": 1}]
+BAD = [
+    "",
+    " ",
+    ",",
+    "8,",
+    "auto",
+    "first",
+    "8-4",
+    "-1",
+    "-",
+    "1.5",
+    "1--2",
+    "all,8",
+    "8;9",
+    "٣x",
+    "٣",
+    "999999",
+    [],
+    [-1],
+]
+BAD_TYPES = [
+    b"12",
+    bytearray(b"1"),
+    10**5,
+    [10**5],
+    [2**70],
+    range(10**12),
+    [1.5],
+    ["8"],
+    [True],
+    True,
+    None,
+    1.5,
+    {1},
+    -1,
+    {"8": 1},
+]
 
 
 @pytest.mark.parametrize("value", [*BAD, *BAD_TYPES], ids=repr)
@@ -75,3 +110,9 @@ def test_one_layer_is_checked() -> None:
     for layer in (-1, 4):
         with pytest.raises(ModelError, match=f"layer {layer} is out of range"):
             check_layer(layer, 4)
+
+
+def test_numbers_that_cannot_be_written_are_refused() -> None:
+    for value in (10**5000, [10**5000]):
+        with pytest.raises(ParseError, match=r"^layers of type (int|list): expected all"):
+            Layers.of(value)

@@ -9,6 +9,7 @@ from booster_cases import made
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.file_format import sidecar
 from aft_harness.boosters.mixing import mix
+from aft_harness.boosters.provenance import Documents
 from aft_harness.errors import BoosterError
 
 
@@ -22,13 +23,13 @@ def test_mixing_adds_layer_by_layer() -> None:
 
 
 def test_mixing_remembers_parts_and_training_documents() -> None:
-    one = made(1, documents={"hashes": ["aa"]}, tasks=[{"task": "x"}])
-    two = made(1, documents={"hashes": ["bb", "aa"]}, tasks=[{"task": "y"}], seed=3)
+    one = made(1, documents={"hashes": ["a" * 16]}, tasks=[{"task": "x"}])
+    two = made(1, documents={"hashes": ["b" * 16, "a" * 16]}, tasks=[{"task": "y"}], seed=3)
     mixed = mix([(one, 1.0), (two, 2.0)])
-    assert mixed.provenance.documents is not None and mixed.provenance.documents.hashes == ("aa", "bb")
+    assert mixed.provenance.documents is not None and mixed.provenance.documents.hashes == ("a" * 16, "b" * 16)
     assert mixed.provenance.trained_on == ["x", "y"]
     parts = mixed.provenance.parts or ()
-    assert [(part["strength"], part["booster_sha256"]) for part in parts] == [(1.0, one.sha256), (2.0, two.sha256)]
+    assert [(part.strength, part.booster_sha256) for part in parts] == [(1.0, one.sha256), (2.0, two.sha256)]
 
 
 def test_a_mixture_says_what_its_parts_have_lost(tmp_path: Path) -> None:
@@ -55,3 +56,22 @@ def test_mixing_refuses_what_does_not_belong_together() -> None:
         mix([(made(1, **of_a), 1.0), (made(1, **of_b), 1.0)])
     with pytest.raises(BoosterError, match="nothing"):
         mix([])
+
+
+def test_mixtures_of_mixtures_can_always_be_saved(tmp_path: Path) -> None:
+    path, booster = tmp_path / "a.safetensors", made(1, method="aft", seed=3)
+    for _ in range(60):  # each nests the provenance of the one before
+        booster = mix([(booster, 0.5), (made(1), 0.5)])
+        booster.save(path)
+    assert Booster.load(path).provenance == booster.provenance
+    wide = made(1, hyperparameters={"text": "x" * 2**20}, method="aft", more=[[1]])
+    (part,) = mix([(wide, 1.0)]).provenance.parts or ()
+    assert part.provenance == {"method": "aft"} and part.booster_sha256 == wide.sha256
+
+
+def test_a_mixture_says_by_which_rules_its_hashes_were_made() -> None:
+    today, earlier = Documents.learned(["a" * 16]), {"count": 1, "hashes": ["b" * 16]}
+    mixed = [made(1, documents=documents) for documents in (today, earlier, None)]
+    for parts, rules in ((mixed, 1), ([mixed[0], mixed[2]], 2), ([mixed[2]], None)):
+        documents = mix([(part, 1.0) for part in parts]).provenance.documents
+        assert documents is not None and documents.normalisation == rules

@@ -90,6 +90,9 @@ LATER: dict[str, Any] = {
 }
 """What a later version might record."""
 
+A, B, C = (letter * 16 for letter in "abc")
+"""Hashes of documents."""
+
 FULL = {"trained": TRAINED, "old": OLD, "extracted": EXTRACTED, "mixed": MIXED, "later": LATER, "nothing": {}}
 
 
@@ -147,13 +150,13 @@ def test_a_change_checks_and_keeps() -> None:
 @pytest.mark.parametrize(
     ("documents", "unlisted"),
     [
-        ({"count": 3, "hashes": ["a", "b"]}, 0),  # two rows share a question
-        ({"count": 3, "hashes": ["a", "b", "c"]}, 0),
+        ({"count": 3, "hashes": [A, B]}, 0),  # two rows share a question
+        ({"count": 3, "hashes": [A, B, C]}, 0),
         ({"count": 3, "sidecar": True}, 3),
         ({"count": 3}, 3),
-        ({"count": 5, "unlisted": 3, "hashes": ["a", "b"]}, 3),
-        ({"count": 2, "unlisted": 0, "hashes": ["a", "b"]}, 0),
-        ({"hashes": ["a"]}, 0),
+        ({"count": 5, "unlisted": 3, "hashes": [A, B]}, 3),
+        ({"count": 2, "unlisted": 0, "hashes": [A, B]}, 0),
+        ({"hashes": [A]}, 0),
         ({}, 0),
         (None, 0),
     ],
@@ -194,6 +197,31 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "a seed is a list": ({"seed": [1]}, "seed: "),
     "parts is text": ({"parts": ["a"]}, r"parts\.0: "),
     "versions is a list": ({"versions": []}, "versions: "),
+    "a number in quotes": ({"tasks": [{"task": "a", "n_train": "5"}]}, r"tasks\.0\.n_train: "),
+    "half a document": ({"documents": {"count": 1.5}}, r"documents\.count: "),
+    "less than no document": ({"documents": {"count": -1}}, r"documents\.count: "),
+    "more documents than there are": ({"tasks": [{"task": "a", "n_train": 10**30}]}, r"tasks\.0\.n_train: "),
+    "a truth for a number": ({"tasks": [{"task": "a", "n_train": True}]}, r"tasks\.0\.n_train: "),
+    "a word for a hash": ({"documents": {"count": 1, "hashes": ["root:x:0:0"]}}, r"documents\.hashes\.0: "),
+    "a hash and a line": ({"documents": {"count": 1, "hashes": ["0" * 16 + "\n"]}}, r"documents\.hashes\.0: "),
+    "a date that is none": ({"date": "2025-13-45"}, "date: "),
+    "a date in words": ({"date": "yesterday"}, "date: "),
+    "a date of numbers": ({"date": 20250101}, "date: "),
+    "a seed beyond 64 bits": ({"seed": 2**70}, "seed: "),
+    "an accuracy of percents": ({"after": {"loss": 1.0, "accuracy": 55.0}}, r"after\.accuracy: "),
+    "an accuracy of NaN": ({"after": {"loss": 1.0, "accuracy": NAN}}, r"after\.accuracy: "),
+    "an unknown norm": ({"choice_norm": "words"}, "choice_norm: "),
+    "a very long name": ({"method": "x" * 10**6}, "method: "),
+    "a very long task": ({"tasks": [{"task": "x" * 10**6}]}, r"tasks\.0\.task: "),
+    "a very long model": ({"base_model": {"name": "x" * 10**6}}, r"base_model\.name: "),
+    "a negative size": ({"base_model": {"hidden_size": -1}}, r"base_model\.hidden_size: "),
+    "a layer in words": ({"layer_sweep": {"first": {"loss": 1.0}}}, r"layer_sweep\.first.*: "),
+    "a strength in words": ({"parts": [{"strength": "much"}]}, r"parts\.0\.strength: "),
+    "start is text": ({"start": "a.safetensors"}, "start: "),
+    "NaN in a field that is not known": ({"more": {"a": [1.0, NAN]}}, r"more\.a\.1: "),
+    "infinity in the settings": ({"hyperparameters": {"lr": float("inf")}}, r"hyperparameters\.lr: "),
+    "many digits": ({"hyperparameters": {"lr": 10**200}}, r"hyperparameters\.lr: "),
+    "half a surrogate pair": ({"prompting": {"system_instruction": "\ud800"}}, r"prompting\.system_instruction: "),
     "hyperparameters is text": ({"hyperparameters": "lr"}, "hyperparameters: "),
 }
 
@@ -213,6 +241,7 @@ def test_each_malformed_field_is_one_line_that_names_it_and_the_file(name: str, 
     with pytest.raises(BoosterError, match=rf"^{path}: its provenance is malformed: {field}\w") as caught:
         file_format.load(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
     with pytest.raises(BoosterError, match="malformed"):
         Provenance.of(provenance)
 
@@ -243,5 +272,35 @@ def test_what_is_read_can_be_written_however_deep(depth: int, readable: bool, tm
     if readable:
         file_format.load(path).save(tmp_path / "again.safetensors")
     else:
-        with pytest.raises(BoosterError, match=rf"^{path}: its provenance is malformed: it: .*depth"):
+        with pytest.raises(BoosterError, match=rf"^{path}: its provenance is malformed: more\..*depth"):
             file_format.load(path)
+
+
+def test_a_loss_that_diverged_is_null_in_a_file(tmp_path: Path) -> None:
+    for loss in (NAN, float("inf")):
+        path = tmp_path / "a.safetensors"
+        made(1, before=Score(loss=loss, n=3), after={"loss": 1.0}).save(path)
+        loaded = Booster.load(path).provenance
+        assert loaded.before is not None and loaded.before.rank == float("inf") and loaded.before.n == 3
+        assert loaded.to_json()["before"] == {"loss": None, "n": 3}
+
+
+def test_documents_that_were_learned_are_recorded_with_the_rules_of_their_hashes() -> None:
+    learned = Documents.learned([B, A, A])
+    assert learned.model_dump(by_alias=True, exclude_unset=True) == {"count": 3, "normalisation": 2, "hashes": (A, B)}
+    earlier = Documents(count=2, hashes=(C,), unlisted=1)
+    nothing = Documents.learned([])
+    both = Documents.union([learned, None, earlier, nothing])
+    assert (both.count, both.unlisted, both.hashes, both.normalisation) == (4, 1, (A, B, C), 1)
+    assert Documents.union([learned, nothing]).normalisation == 2
+    assert Documents.union([None]).normalisation is None and Documents.union([]).count == 0
+
+
+def test_a_provenance_that_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
+    long = made(1, hyperparameters={"text": "x" * 2**24})
+    with pytest.raises(BoosterError, match=r"a\.safetensors: its metadata would have \d+ bytes"):
+        long.save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    path = written(tmp_path / "b.safetensors", {"hyperparameters": {"text": "x" * 2**24}})
+    with pytest.raises(BoosterError, match=r"b\.safetensors: its 'aft' metadata has \d+ bytes"):
+        file_format.load(path)

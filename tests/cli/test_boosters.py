@@ -62,6 +62,30 @@ def test_show_prints_what_a_booster_is(in_tmp: Path) -> None:
     assert len(starts) == 1, "values are not aligned"
 
 
+def test_what_a_file_says_of_itself_forges_no_line(in_tmp: Path) -> None:
+    forged = "aft\nsha256      " + "0" * 64
+    provenance = {
+        "base_model": {"name": f"m\x1b[2J{forged}"},
+        "method": forged,
+        "objective": "\u202eboth\x9b",
+        "tasks": [{"task": forged, "split": "\rtrain", "n_train": 3}],
+        "parts": [{"booster_sha256": "\n\n", "strength": 0.5}],
+        "licence": "MIT\x7f\x00",
+        "dtype": "\u2028float32",
+    }
+    booster = Booster.static({1: torch.ones(4)}, provenance)
+    booster.save("a.safetensors")
+    result = aft("show", "a.safetensors")
+    assert result.exit_code == 0 and result.stdout.replace("\n", "").isprintable()
+    shown = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("sha256")]
+    assert shown == [booster.sha256]
+    assert json.loads(aft("show", "a.safetensors", "--json").stdout)["provenance"] == booster.provenance.to_json()
+    Path("a.safetensors").rename("a\n\x1b[2J.safetensors")
+    assert aft("show", "a\n\x1b[2J.safetensors").stdout.startswith("booster     a  [2J.safetensors\n")
+    refused = aft("show", "b\n\x1b[2J.safetensors")
+    assert refused.exit_code == 1 and refused.stderr == "Error: b  [2J.safetensors: no such booster file\n"
+
+
 def test_show_prints_json(in_tmp: Path) -> None:
     booster = Booster.static({1: torch.ones(4)}, {"method": "aft", "seed": 3, "documents": {"hashes": ["0" * 16]}})
     booster.save("a.safetensors")

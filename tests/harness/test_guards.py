@@ -48,7 +48,7 @@ def test_it_warns_of_training_documents(tiny_checkpoint: Any, caplog: pytest.Log
         for i, doc in enumerate(documents)
         for n in range(2)
     ]
-    trained = booster(documents={"hashes": [text_hash("what is 1"), text_hash("WHAT IS 4?"), "00"]})
+    trained = booster(documents={"hashes": [text_hash("what is 1"), text_hash("WHAT IS 4?"), "0" * 16]})
     lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama")), vector=trained, device="cpu")
     with caplog.at_level(logging.WARNING, "aft_harness"):
         lm.loglikelihood(asked)

