@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from aft_harness.boosters.documents import NORMALISATION
-from aft_harness.boosters.kinds import ChoiceNorm
+from aft_harness.boosters.vocabulary import ChoiceNorm
 from aft_harness.boosters.model_identity import ModelIdentity, Name
 from aft_harness.errors import BoosterError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from aft_harness.boosters.kinds import Kind
+from aft_harness.boosters.vocabulary import Kind
 from aft_harness.cli.app import option
 from aft_harness.cli.values import SLICE, by_task, count, positive
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from aft_harness.engine.decoder import hidden_size, text_config
 from aft_harness.engine.partial import computed_up_to, last_mlp, narrowed, resumed_after
-from aft_harness.engine.rows import Batch, additive_mask, visible
+from aft_harness.engine.mask import additive_mask, visible
+from aft_harness.engine.rows import Batch
 from aft_harness.engine.steering import recorded
 
 MaskForm = Callable[[Batch], Tensor | dict[str, Tensor]]

@@ -7,6 +7,7 @@ dtype or prompt never meets an old answer. Knows nothing of how scores are compu
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aft_harness.errors import CacheError
+from aft_harness.results.text import printable
 
 Result = tuple[float, bool]
 
@@ -40,27 +42,44 @@ class ScoreStore:
             self._database.execute("CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, text TEXT)")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
-        """The results of those keys that are there.
+        """The results of those keys that are there; one that is not finite, as earlier versions stored, is not.
 
         Raises:
-            CacheError: The file cannot be read.
+            CacheError: The file cannot be read, or holds something else than scores.
         """
-        return {key: (score, bool(greedy)) for key, score, greedy in self._rows("scores", "score, greedy", keys)}
+        found: dict[bytes, Result] = {}
+        for key, score, greedy in self._rows("scores", "score, greedy", keys):
+            if score is None or greedy is None:  # NULL is what SQLite makes of NaN
+                continue
+            if not isinstance(score, int | float) or greedy not in (0, 1):
+                raise self._unusable("what is stored as a score is none")
+            if math.isfinite(score):
+                found[key] = (float(score), bool(greedy))
+        return found
 
     def get_texts(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The texts of those keys that are there.
 
         Raises:
-            CacheError: The file cannot be read.
+            CacheError: The file cannot be read, or holds something else than texts.
         """
-        return dict(self._rows("texts", "text", keys))
+        found = {key: text for key, text in self._rows("texts", "text", keys) if text is not None}
+        if not all(isinstance(text, str) for text in found.values()):
+            raise self._unusable("what is stored as a text is none")
+        return found
 
     def put(self, results: Mapping[bytes, Result]) -> None:
         """Adds results; those of a key that is there already are replaced.
 
         Raises:
-            CacheError: The file cannot be written.
+            CacheError: The file cannot be written, or a score is not finite: none of the results is stored.
         """
+        for score, _ in results.values():
+            if not math.isfinite(score):
+                raise CacheError(
+                    f"{self._path}: a score of {score} is not stored: the model's output is not finite; "
+                    "try another dtype or a smaller strength"
+                )
         with self._explained(), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
@@ -89,8 +108,11 @@ class ScoreStore:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise CacheError(f"{self._path}: cannot hold scores ({error}); remove it or name another file") from None
+        except (sqlite3.Error, UnicodeError) as error:  # the latter: text that is not Unicode
+            raise self._unusable(printable(error)) from None
+
+    def _unusable(self, reason: str) -> CacheError:
+        return CacheError(f"{self._path}: cannot hold scores ({reason}); remove it or name another file")
 
     def __enter__(self) -> Self:
         """Returns the store."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from aft_harness.errors import FileError, TaskError
 from aft_harness.results.statistics import Paired, compare
+from aft_harness.results.text import printable
 from aft_harness.slices import Slice
 
 Line = Mapping[str, Any]
@@ -29,6 +29,9 @@ Samples = Mapping[tuple[str, int], Line]
 
 _KEYS = {"doc_id": int, "doc_hash": str, "prompt_hash": str, "target_hash": str, "filter": str}
 """What a line needs to be paired, and of which type."""
+
+_LARGEST = 1e100
+"""Outcomes below can be squared and summed without overflow."""
 
 _MUST_AGREE = ("prompt_hash", "target_hash")
 """What a document has in common in two runs that are compared or pooled."""
@@ -105,24 +108,57 @@ def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Sam
     """
     # The time of the run follows the task's name; another task's name may start with this one's.
     dated = re.compile(re.escape(f"samples_{task}_") + r"\d{4}-\d\d-\d\d[^_]*\.jsonl")
-    files = [file for file in folder.rglob(f"samples_{glob.escape(task)}_*.jsonl") if dated.fullmatch(file.name)]
+    found = files_below(folder, f"samples_{glob.escape(task)}_*.jsonl")
+    files = [file for file in found if dated.fullmatch(file.name)]
     if not files:
-        raise TaskError(f"{folder}: holds no samples of {task}; run lm_eval with --output_path and --log_samples")
+        raise TaskError(
+            f"{folder}: holds no samples of {printable(task)}; run lm_eval with --output_path and --log_samples"
+        )
     newest = max(files, key=lambda file: (file.name, str(file)))
     lines = read_lines(newest)
     if not lines:
         raise TaskError(f"{newest}: is empty; run lm_eval again")
     filters = sorted({str(line["filter"]) for line in lines})
     if filter_name is None and len(filters) > 1:
-        raise TaskError(f"{newest}: has the filters {', '.join(filters)}; name one of them")
+        raise TaskError(f"{newest}: has the filters {_listed(filters)}; name one of them")
     if filter_name is not None and filter_name not in filters:
-        raise TaskError(f"{newest}: has no filter {filter_name}; it has {', '.join(filters)}")
+        raise TaskError(f"{newest}: has no filter {printable(filter_name)}; it has {_listed(filters)}")
     return by_document(lines, filter_name or filters[0])
 
 
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder whose names match a pattern.
+
+    Raises:
+        FileError: The folder cannot be read.
+    """
+    try:
+        return list(folder.rglob(pattern))
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
 def by_document(lines: Iterable[Line], filter_name: str) -> Samples:
-    """The samples that one filter of a task made, by the key under which two runs are paired."""
-    return {(line["doc_hash"], line["doc_id"]): line for line in lines if line["filter"] == filter_name}
+    """The samples that one filter of a task made, by the key under which two runs are paired.
+
+    Raises:
+        TaskError: A document is there twice, with different outcomes.
+    """
+    found: dict[tuple[str, int], Line] = {}
+    for line in lines:
+        if line["filter"] == filter_name:
+            first = found.setdefault((line["doc_hash"], line["doc_id"]), line)
+            if first is not line and _scalars(first) != _scalars(line):
+                raise TaskError(f"document {line['doc_id']} has two different samples: they are not those of one run")
+    return found
+
+
+def _scalars(line: Line) -> dict[str, object]:
+    return {key: value for key, value in line.items() if isinstance(value, str | int | float)}
+
+
+def _listed(names: Iterable[object]) -> str:
+    return printable(", ".join(map(str, names)))
 
 
 def select(samples: Samples, docs: Slice | None) -> Samples:
@@ -141,13 +177,14 @@ def select(samples: Samples, docs: Slice | None) -> Samples:
 
 def comparable(outcome: object) -> bool:
     """Whether an outcome is a number by which documents are compared: a perplexity, say, is a sum over all of them."""
-    return isinstance(outcome, int | float) and math.isfinite(outcome)
+    return isinstance(outcome, int | float) and abs(outcome) < _LARGEST  # which NaN and infinity are not
 
 
-def _metrics(line: Line) -> Sequence[str]:
-    if not line.get("metrics"):
+def _metrics(line: Line) -> list[str]:
+    names = line.get("metrics")
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TaskError("the samples do not list their metrics; run a later lm_eval")
-    return line["metrics"]
+    return names
 
 
 def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
@@ -156,7 +193,10 @@ def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     Raises:
         TaskError: The runs hold different documents, or the same ones with different prompts.
     """
-    indexed = [{(line["filter"], line["doc_hash"], line["doc_id"]): line for line in lines} for lines in runs]
+    indexed = [
+        {(name, *key): line for name in _filters(lines) for key, line in by_document(lines, name).items()}
+        for lines in runs
+    ]
     first = indexed[0]
     if any(set(run) != set(first) for run in indexed):
         raise TaskError("the runs of several seeds hold different documents: they cannot be pooled")
@@ -198,12 +238,20 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
             if before[name] != steered[key][name]:
                 raise TaskError(f"document {before['doc_id']} has another {name} in each run: they cannot be paired")
     if any(metric not in line for line in (*baseline.values(), *steered.values())):
-        known = next(iter(baseline.values())).get("metrics", [])
-        raise TaskError(f"the samples have no metric {metric!r}; they have {', '.join(map(str, known))}")
+        raise TaskError(f"the samples have no metric {metric!r}; they have {_known_metrics(baseline)}")
     keys = sorted(baseline, key=lambda key: key[1])
     if not all(comparable(line[metric]) for line in (*baseline.values(), *steered.values())):
         raise TaskError(f"metric {metric!r} is not one number a document; it cannot be compared document by document")
     return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys], means=means)
+
+
+def _known_metrics(samples: Samples) -> str:
+    names = next(iter(samples.values())).get("metrics")
+    return _listed(names) if isinstance(names, list) else "none"
+
+
+def _filters(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line["filter"] for line in lines))
 
 
 def compared(
@@ -219,7 +267,7 @@ def compared(
     Raises:
         TaskError: See `compare_samples`.
     """
-    for name in dict.fromkeys(line["filter"] for line in steered):
+    for name in _filters(steered):
         before, after = by_document(baseline, name), by_document(steered, name)
         for metric in _metrics(steered[0]):
             if all(comparable(line.get(metric)) for line in (*before.values(), *after.values())):

@@ -22,9 +22,10 @@ from aft_harness.boosters.layers import ranges
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import VariantRecord
 from aft_harness.errors import FileError, TaskError
-from aft_harness.results.pairing import Asked, Line, compared, mean_samples, read_lines
+from aft_harness.results.pairing import Asked, Line, compared, files_below, mean_samples, read_lines
 from aft_harness.results.statistics import Paired
 from aft_harness.results.table import COLUMNS, POOLED
+from aft_harness.results.text import printable
 
 _RECORDED = {"config": dict, "configs": dict, "versions": dict, "n-shot": dict, "date": int | float}
 """What is read of a results file, and its types."""
@@ -60,7 +61,7 @@ class Run:
             return VariantRecord.model_validate(record)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(("config", "aft", *map(str, first["loc"])))
+            field = printable(".".join(("config", "aft", *map(str, first["loc"]))))
             raise TaskError(f"{self.source}: its results are malformed: {field}: {first['msg'].lower()}") from None
 
     @cached_property
@@ -81,7 +82,7 @@ def read_runs(folder: Path) -> list[Run]:
         FileError: A file cannot be read.
         TaskError: No run, or one without samples, or a malformed file.
     """
-    files = sorted(folder.rglob("results_*.json"), key=lambda file: (file.name, str(file)))
+    files = sorted(files_below(folder, "results_*.json"), key=lambda file: (file.name, str(file)))
     if not files:
         raise TaskError(f"{folder}: holds no results; run lm_eval with --output_path and --log_samples")
     return [_read_run(file) for file in files]
@@ -90,6 +91,7 @@ def read_runs(folder: Path) -> list[Run]:
 def _read_run(file: Path) -> Run:
     try:
         results = json.loads(file.read_bytes())
+        beside = {path.name: path for path in file.parent.iterdir()}
     except OSError as error:
         raise FileError(f"{file}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
@@ -98,10 +100,12 @@ def _read_run(file: Path) -> Run:
         if not isinstance(results, dict) or not isinstance(results.get(key), kind):
             raise TaskError(f"{file}: is not a results file of lm_eval: it lacks {key}")
     stamp = file.stem.removeprefix("results_")
-    paths = {task: file.with_name(f"samples_{task}_{stamp}.jsonl") for task in results["configs"]}
-    samples = {task: read_lines(path) for task, path in paths.items() if path.is_file()}
+    names = {task: f"samples_{task}_{stamp}.jsonl" for task in results["configs"]}
+    samples = {task: read_lines(beside[name]) for task, name in names.items() if name in beside}
     if not samples:
         raise TaskError(f"{file}: has no samples beside it; run lm_eval with --log_samples")
+    if empty := [task for task, lines in samples.items() if not lines]:
+        raise TaskError(f"{beside[names[empty[0]]]}: is empty; run lm_eval again")
     return Run(results, samples, str(file))
 
 
@@ -123,7 +127,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for task in run.samples:
             baseline = _baseline(run, task, baselines)
             made += _rows(run, baseline, task, run.samples[task])
-            version = str(run.results["versions"].get(task))
+            version = _plain(run.results["versions"].get(task))
             groups[_all_but_seed(run)][task, version, run.asked[task]].append((run, baseline))
     for tasks in groups.values():
         for (task, *_), pairs in tasks.items():
@@ -142,7 +146,9 @@ def _baseline(run: Run, task: str, baselines: Sequence[Run]) -> Run:
     candidates = [other for other in baselines if task in other.samples and _same_model(run, other)]
     if not candidates:
         model = _variant(run).base_model.name
-        raise TaskError(f"{run.source}: has no baseline of {model} on {task}; run lm_eval without vector= too")
+        raise TaskError(
+            f"{run.source}: has no baseline of {printable(f'{model} on {task}')}; run lm_eval without vector= too"
+        )
     asked = run.asked[task]
     # Where none was asked the same, the nearest: comparing the two says what differs.
     return max(
@@ -153,14 +159,20 @@ def _baseline(run: Run, task: str, baselines: Sequence[Run]) -> Run:
 
 def _same_model(run: Run, baseline: Run) -> bool:
     ours, theirs = run.results["config"], baseline.results["config"]
-    if str(ours.get("model_dtype")) != str(theirs.get("model_dtype")):
+    if _plain(ours.get("model_dtype")) != _plain(theirs.get("model_dtype")):
         return False
     if baseline.variant is not None:
         return _identity(_variant(run).base_model) == _identity(baseline.variant.base_model)
     # A stock model has no fingerprint: the same name, revision and size must do.
-    return all(ours.get(key) == theirs.get(key) for key in ("model_revision", "model_num_parameters")) and (
-        run.results.get("model_name") == baseline.results.get("model_name")
+    keys = ("model_revision", "model_num_parameters")
+    return all(_plain(ours.get(key)) == _plain(theirs.get(key)) for key in keys) and (
+        _plain(run.results.get("model_name")) == _plain(baseline.results.get("model_name"))
     )
+
+
+def _plain(value: object) -> str:
+    """A value of a results file as text; nothing where it is no single value."""
+    return "" if value is None or isinstance(value, list | dict) else str(value)
 
 
 def _identity(model: ModelIdentity) -> str | ModelIdentity:
@@ -180,7 +192,7 @@ def _rows(
     try:
         results = list(compared(baseline.samples[task], samples, means=seed == POOLED))
     except TaskError as error:
-        raise TaskError(f"{run.source} and {baseline.source}: {task}: {error}") from None
+        raise TaskError(f"{run.source} and {baseline.source}: {printable(task)}: {error}") from None
     for place, (metric, filter_name, paired) in enumerate(results):
         row = _row(run, task, metric, filter_name, paired, seed)
         # A task is judged by its first metric, a booster at the strength at which it was trained.
@@ -206,7 +218,7 @@ def _row(run: Run, task: str, metric: str, filter_name: str, paired: Paired, see
         "strength": variant.strength,
         "booster_parameters": variant.booster_parameters,
         "task": task,
-        "task_version": str(results["versions"].get(task, "")),
+        "task_version": _plain(results["versions"].get(task)),
         "num_fewshot": results["n-shot"].get(task),
         "metric": metric,
         "filter": filter_name,
@@ -214,22 +226,29 @@ def _row(run: Run, task: str, metric: str, filter_name: str, paired: Paired, see
         "transfer": int(task not in variant.trained_on),
         "seed": seed or ("" if variant.seed is None else str(variant.seed)),
         "seeds": 1,
-        "dtype": str(results["config"].get("model_dtype", "")).removeprefix("torch."),
+        "dtype": _plain(results["config"].get("model_dtype")).removeprefix("torch."),
         "device": variant.device,
         "documents_sha256": run.asked[task].documents,
         "prompts_sha256": run.asked[task].prompts,
-        "lm_eval": str(results.get("lm_eval_version", "")),
+        "lm_eval": _plain(results.get("lm_eval_version")),
         "aft_harness": variant.version,
-        "date": datetime.datetime.fromtimestamp(float(results["date"]), datetime.UTC).date().isoformat(),
+        "date": _date(run),
     }
     return {column: row.get(column) for column in COLUMNS}
+
+
+def _date(run: Run) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(float(run.results["date"]), datetime.UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError):  # not a number, or a time that no calendar has
+        raise TaskError(f"{run.source}: its results are malformed: date: no time of this calendar") from None
 
 
 def _all_but_seed(run: Run) -> tuple[Any, ...]:
     """What boosters that are pooled have in common: all but their seed, and so the name that a user gave."""
     variant = _variant(run)
     return (
-        *(run.name, _identity(variant.base_model), str(run.results["config"].get("model_dtype"))),
+        *(run.name, _identity(variant.base_model), _plain(run.results["config"].get("model_dtype"))),
         *(variant.method, variant.objective, variant.trained_on),
         *(variant.trained_n, variant.layers, variant.strength, variant.booster_parameters),
     )

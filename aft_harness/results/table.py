@@ -5,6 +5,7 @@ Knows columns and cells. Knows nothing of how a row was computed, nor which rows
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -12,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from aft_harness.errors import FileError, ParseError, TaskError
 from aft_harness.files import write_atomically
 from aft_harness.results.statistics import Paired
+from aft_harness.results.text import one_line
 
 COLUMNS = (
     *("model", "revision", "architecture", "parameters", "booster", "booster_sha256", "method", "objective"),
@@ -70,8 +73,7 @@ def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """
     rows = list(rows)
     further = DEVELOPMENT if any(column in row for row in rows for column in DEVELOPMENT) else ()
-    frame = pd.DataFrame({column: [row.get(column) for row in rows] for column in (*COLUMNS, *further)}, dtype=object)
-    return _typed(frame)
+    return _typed({column: [row.get(column) for row in rows] for column in (*COLUMNS, *further)})
 
 
 def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -99,19 +101,27 @@ def read(path: Path) -> pd.DataFrame:
         TaskError: It is no such table.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head, *lines = (line for line in csv.reader(file, strict=True) if line)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise TaskError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
-    if missing := [column for column in COLUMNS if column not in frame and column not in LATER]:
+    except (ValueError, csv.Error) as error:  # ValueError: nothing in it, or no UTF-8 text
+        raise TaskError(f"{path}: cannot be read as a table ({one_line(error)})") from None
+    if missing := [column for column in COLUMNS if column not in head and column not in LATER]:
         raise TaskError(f"{path}: is no leaderboard: it lacks the column {missing[0]}")
-    frame = frame.assign(**{column: "" for column in LATER if column not in frame})
-    frame = frame[[column for column in (*COLUMNS, *DEVELOPMENT) if column in frame]].astype(object)
-    for column in _text_columns(frame):
-        frame[column] = [cell[1:] if _ESCAPED.match(cell) else cell for cell in frame[column]]
+    if len(set(head)) < len(head):
+        raise TaskError(f"{path}: is no leaderboard: it has a column twice")
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(head):
+            raise TaskError(f"{path}: row {number} has {len(line)} cells under {len(head)} columns")
+    cells = dict(zip(head, zip(*lines, strict=True), strict=True)) if lines else {}
+    columns = [column for column in (*COLUMNS, *DEVELOPMENT) if column in head or column in LATER]
+    found = {column: cells.get(column, [""] * len(lines)) for column in columns}
+    for column in found:
+        if column in TEXT:
+            found[column] = [cell[1:] if _ESCAPED.match(cell) else cell for cell in found[column]]
     try:
-        return _typed(frame)
+        return _typed(found)
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from None
 
@@ -213,13 +223,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A value from outside as text of one line that no terminal takes for a command."""
-    if value is None or value is pd.NA or value != value:
-        return ""
-    text = str(value)
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else " " for character in text)
-    return text.strip()
+    """A value from outside as text of one line; nothing where it is missing."""
+    return "" if value is None or value is pd.NA or value != value else one_line(value)
 
 
 def _finite(value: Any) -> Any:
@@ -231,21 +236,25 @@ def _text_columns(frame: pd.DataFrame) -> list[str]:
     return [column for column in frame.columns if column in TEXT]
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column of its type."""
+def _typed(cells: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Columns of cells as a table in which every column has its type."""
     columns: dict[str, Any] = {}
-    for column in frame.columns:
+    for column, values in cells.items():
         if column in TEXT:
-            columns[column] = pd.Series([_text(cell) for cell in frame[column]], dtype=object)
+            columns[column] = pd.Series([_text(cell) for cell in values], dtype=object)
             continue
         try:
             # By way of Python's float, which reads back the very number that was written.
-            numbers = [math.nan if pd.isna(cell) or cell == "" else float(cell) for cell in frame[column]]
-            columns[column] = pd.Series(numbers, dtype="float64")
-            if column in COUNTS:
-                columns[column] = columns[column].astype("Int64")
+            numbers = [math.nan if cell is None or cell is pd.NA or cell == "" else float(cell) for cell in values]
         except (TypeError, ValueError, OverflowError) as error:
-            raise TaskError(f"column {column}: {error}") from None
+            raise TaskError(f"column {column}: {one_line(error)}") from None
+        if column not in COUNTS:
+            columns[column] = np.array(numbers, dtype="float64")
+            continue
+        for number in numbers:
+            if not (math.isnan(number) or (number.is_integer() and abs(number) < 2**53)):
+                raise TaskError(f"column {column}: {number} is no whole number that it can hold")
+        columns[column] = pd.array([pd.NA if math.isnan(number) else int(number) for number in numbers], dtype="Int64")
     return pd.DataFrame(columns)
 
 

@@ -18,7 +18,8 @@ from transformers.masking_utils import (
 )
 from trie_cases import Drawn, for_all, paths, requests, widths
 
-from aft_harness.engine.rows import Batch, additive_mask, batches, fitted, joined, visible
+from aft_harness.engine.mask import additive_mask, visible
+from aft_harness.engine.rows import Batch, batches, fitted, joined
 from aft_harness.engine.trie import pack
 
 

@@ -7,7 +7,16 @@ import pytest
 from synthetic_runs import lines
 
 from aft_harness.errors import FileError, TaskError
-from aft_harness.results.pairing import Asked, compare_samples, compared, mean_samples, read_lines, read_samples, select
+from aft_harness.results.pairing import (
+    Asked,
+    by_document,
+    compare_samples,
+    compared,
+    mean_samples,
+    read_lines,
+    read_samples,
+    select,
+)
 from aft_harness.slices import Slice
 
 
@@ -128,6 +137,20 @@ def test_the_mean_of_equal_numbers_is_that_number() -> None:
         line = {"doc_id": 0, "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "filter": "none"}
         line |= {"metrics": ["f1"], "f1": 0.1}
         assert mean_samples([[line]] * count)[0]["f1"] == 0.1
+
+
+def test_a_document_with_two_different_samples_is_refused() -> None:
+    samples = lines([0, 1])
+    assert by_document([*samples, *samples], "none") == by_document(samples, "none")
+    for act in (lambda twice: list(compared(twice, twice)), lambda twice: mean_samples([twice, twice])):
+        with pytest.raises(TaskError, match="document 0 has two different samples"):
+            act([*samples, *lines([1])])
+
+
+def test_numbers_that_overflow_are_not_compared() -> None:
+    for outcome in (10**400, 1e300, float("inf"), float("nan")):
+        huge = [{**line, "acc": outcome} for line in lines([0, 1])]
+        assert list(compared(huge, huge)) == []
 
 
 def test_samples_without_metrics_or_documents_are_refused(tmp_path: Path) -> None:

@@ -169,5 +169,18 @@ def test_what_is_no_table_is_refused_and_named(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(TaskError, match=r"t\.csv: cannot be read as a table"):
         read(path)
+    to_csv(to_frame([made()]), path)
+    head, row = path.read_text().splitlines()
+    for text, reason in (
+        (f"{head}\n{row},more\n", f"row 1 has {len(COLUMNS) + 1} cells under {len(COLUMNS)} columns"),
+        (f"{head}\n{row}\n{row[: row.rindex(',')]}\n", f"row 2 has {len(COLUMNS) - 1} cells under"),
+        (f"{head},model\n{row},toy\n", "has a column twice"),
+        (f'{head}\n"{row}\n', "cannot be read as a table"),
+        (f"{head}\n{row.replace(',40,', ',4.5,')}\n", r"column n: 4\.5 is no whole number"),
+        (f"{head}\n{row.replace(',40,', ',1e300,')}\n", r"column n: 1e\+300 is no whole number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(TaskError, match=reason):
+            read(path)
     with pytest.raises(FileError, match=r"nowhere/t\.csv: cannot be written"):
         to_csv(to_frame([]), tmp_path / "nowhere" / "t.csv")
