@@ -26,8 +26,8 @@ from pydantic import (
 )
 
 from aft_harness.boosters.documents import NORMALISATION
-from aft_harness.boosters.vocabulary import ChoiceNorm
 from aft_harness.boosters.model_identity import ModelIdentity, Name
+from aft_harness.boosters.vocabulary import ChoiceNorm
 from aft_harness.errors import BoosterError
 
 DEPTH = 128

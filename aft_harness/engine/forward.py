@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness.engine.decoder import hidden_size, text_config
-from aft_harness.engine.partial import computed_up_to, last_mlp, narrowed, resumed_after
 from aft_harness.engine.mask import additive_mask, visible
+from aft_harness.engine.partial import computed_up_to, last_mlp, narrowed, resumed_after
 from aft_harness.engine.rows import Batch
 from aft_harness.engine.steering import recorded
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.vocabulary import Activation, InputNorm, Kind
 from aft_harness.boosters.vocabulary import ChoiceNorm as ChoiceNorm
-from aft_harness.boosters.layers import Layers
 from aft_harness.errors import TrainingError
 
 Objective = Literal["answer", "choice", "both"]
