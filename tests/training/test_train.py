@@ -244,8 +244,8 @@ def test_training_continues_from_a_booster_and_records_its_documents_too() -> No
     torch.testing.assert_close((learned - start.injections[1].tensors["vector"]).abs(), torch.full_like(learned, 0.1))
     assert start.sha256 == kept, "the booster that training started from was changed"
     provenance = given.booster.provenance
-    assert provenance.start is not None and provenance.start["booster_sha256"] == kept
-    assert "documents" not in provenance.start["provenance"]
+    assert provenance.start is not None and provenance.start.booster_sha256 == kept
+    assert "documents" not in provenance.to_json()["start"]["provenance"]
     assert provenance.hashes == {example.document for example in (*task.train, *other.train)}
     assert [record.split for record in provenance.tasks] == [task.split, other.split]
     assert provenance.training_sha256 != train(lm, [task], settings).booster.provenance.training_sha256
