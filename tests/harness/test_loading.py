@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from aft_harness.errors import BoosterError, ModelError
+from aft_harness.errors import BoosterError, ModelError, ParseError
 from aft_harness.harness.loading import load_as_hf, parse_arguments, shown
 from aft_harness.harness.model import SteeredHFLM
 
@@ -59,5 +59,5 @@ def test_model_arguments_are_read_as_lm_eval_reads_them() -> None:
     read = parse_arguments("dtype=float32,max_length=128,trust_remote_code=True,scale=0.5")
     assert read == {"dtype": "float32", "max_length": 128, "trust_remote_code": True, "scale": 0.5}
     assert parse_arguments("") == {}
-    with pytest.raises(ModelError, match="model argument 'max_length': expected key=value, separated by commas"):
+    with pytest.raises(ParseError, match="'max_length': expected key=value, several of them separated by commas"):
         parse_arguments("dtype=float32,max_length")
