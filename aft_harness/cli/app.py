@@ -5,14 +5,18 @@ Exit codes: 0 done, 1 the work went wrong, 2 the command line cannot be understo
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from aft_harness import __version__
 from aft_harness.errors import AftError, ParseError
+from aft_harness.results.text import printable
 
 # lm-eval spells options with underscores: both spellings work everywhere.
 CONTEXT = {
@@ -25,7 +29,35 @@ KEPT = "aft_harness.kept"
 """Key of a context's `meta`: what an interrupted command leaves behind."""
 
 
-class _Command(click.Command):
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _Ends(click.Command):
+    """How a command line ends that click cannot understand, or whose output cannot be written: in one line on stderr.
+
+    What is echoed of the command line, of paths and of names in files may hold anything, and drives no terminal.
+    """
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Runs a command line."""
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:  # a closed pipe is click's, which ends quietly
+            echo_error(_explained(error))
+            sys.exit(1)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Reads a command line."""
+        with _printable_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+class _Command(_Ends):
     """A command whose bad input ends in one line on stderr and an exit code, never in a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -33,14 +65,42 @@ class _Command(click.Command):
         try:
             return super().invoke(ctx)
         except AftError as error:
-            click.echo(f"Error: {error}", err=True)
+            echo_error(error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo(f"Interrupted: {ctx.meta.get(KEPT, 'nothing was written')}.", err=True)
+            click.echo(f"Interrupted: {printable(ctx.meta.get(KEPT, 'nothing was written'))}.", err=True)
             ctx.exit(130)
 
 
-class Group(click.Group):
+def echo_error(error: object) -> None:
+    """Says on stderr what went wrong, in one line."""
+    click.echo(f"Error: {printable(error)}", err=True)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        # The lines are click's own: usage errors list choices or quote the help.
+        vars(error)["message"] = "\n".join(map(printable, error.message.split("\n")))  # which click calls final
+        raise
+
+
+def _explained(error: OSError) -> str:
+    """What an error that no floor below foresaw is about: a file, or the output."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    if error.errno not in _UNWRITABLE:
+        return reason
+    # Python would complain once more when it ends, of what is still to be written.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"the output cannot be written ({reason})"
+
+
+class Group(_Ends, click.Group):
     """A group of such commands."""
 
     command_class = _Command

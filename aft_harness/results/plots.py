@@ -31,6 +31,10 @@ _BOOSTER = ["booster", "trained_n", "objective", "strength"]
 _EVALUATION = ["task", "num_fewshot", "n", "documents_sha256", "prompts_sha256"]
 
 
+_plainly = matplotlib.rc_context({"text.parse_math": False})
+"""Names may hold dollar signs, which are no formulas."""
+
+
 class _Figure(Figure):
     """A figure that notebooks show, whether or not they have been told to use matplotlib."""
 
@@ -38,6 +42,7 @@ class _Figure(Figure):
         return _bytes(self, "png")
 
 
+@_plainly
 def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
     """Draws the change of every task's first metric over `over`, with 95% intervals.
 
@@ -86,6 +91,7 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
     save(figure, path)
 
 
+@_plainly
 def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[str] = ()) -> None:
     """Draws a heat map for each model: what boosters were trained on by what they were evaluated on.
 
@@ -172,6 +178,7 @@ def _draw_transfer(axis: Axes, cells: pd.DataFrame, lower_is_better: Collection[
     return mesh
 
 
+@_plainly
 def plot_losses(frame: pd.DataFrame, path: Path | None = None) -> Figure:
     """Draws the curves of a training.
 

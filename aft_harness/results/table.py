@@ -59,8 +59,13 @@ SIGNIFICANT = 0.05
 
 FORMS = ("table", "md", "csv", "json")
 
-_FORMULA = re.compile(r"'*[=+\-@]")
-_ESCAPED = re.compile(r"''*[=+\-@]")
+# The wide signs count as the others in some languages.
+_FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
+_ESCAPED = re.compile("''*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
+
+# An underscore within a word is none of its markup; a colon or dot makes a link of what looks like an address.
+_MARKUP = re.compile(r"[\\|`*\[\]<>&~$!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -147,7 +152,7 @@ def render(frame: pd.DataFrame, form: str = "table") -> str:
     cells = [_cells(row) for row in to_rows(frame)]
     columns = list(_cells(dict.fromkeys(frame.columns)))
     if form == "md":
-        lines = [[row[column].replace("\\", "\\\\").replace("|", "\\|") for column in columns] for row in cells]
+        lines = [[_markdown(column, row[column]) for column in columns] for row in cells]
         return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))
     shown = [name for name in columns if name not in _CONTEXT or len({row[name] for row in cells}) > 1]
     return _aligned([shown, *([row[name] for name in shown] for row in cells)], [name in _LEFT for name in shown])
@@ -173,6 +178,9 @@ _CONTEXT = ("model", "strength", "seed")
 
 _LEFT = ("model", "booster", "task", "metric", "measure", "chosen")
 """Columns of text; others are aligned to the right."""
+
+_FROM_OUTSIDE = (*_LEFT, "seed")
+"""Columns whose cells hold what a file or a user says; others are made of numbers here."""
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -205,6 +213,13 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "p": _number(row["p_value"], ".2g"),
         "p (Holm)": _number(row["p_holm"], ".2g"),
     }
+
+
+def _markdown(column: str, cell: str) -> str:
+    """A cell as Markdown, in which text from outside is neither markup, HTML nor a link."""
+    return (
+        _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), cell) if column in _FROM_OUTSIDE else cell
+    )
 
 
 def _mean(value: float | None, fraction: bool) -> str:

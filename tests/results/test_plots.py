@@ -57,6 +57,12 @@ def test_other_prompts_and_documents_are_columns_of_a_heat_map(tmp_path: Path, d
     assert len(drawn[0].axes[0].texts) == 3
 
 
+def test_a_dollar_sign_starts_no_formula(tmp_path: Path) -> None:
+    frame = boosters().assign(model=r"$\frac$", trained_on=r"a$\x$", task=r"$_^$")
+    plot_transfer(frame, tmp_path / "map.svg")
+    plot_sweep(sweep([0, 1]).assign(task=r"$\frac$"), "layers", tmp_path / "sweep.svg")
+
+
 def test_an_interval_that_is_unknown_or_ends_on_its_point_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
     frame = sweep([0, 1, 2])
     frame.loc[0, ["ci_low", "ci_high"]] = float("nan")

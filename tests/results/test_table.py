@@ -72,7 +72,7 @@ def test_a_sweep_has_further_columns(tmp_path: Path) -> None:
     assert "yes" not in other
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "'=", "''+"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "'=", "''+", "\uff1d", "\uff20"])
 def test_no_cell_is_a_formula_of_a_spreadsheet(tmp_path: Path, start: str) -> None:
     name = f"{start}HYPERLINK(1)"
     frame = to_frame([made(booster=name, task=name, delta=-0.5)])
@@ -90,13 +90,31 @@ def test_no_cell_breaks_a_table(tmp_path: Path) -> None:
     assert frame["booster"][0] == "a|b c [31m d e"
     assert len(render(frame).splitlines()) == 3 and "\x1b" not in render(frame)
     markdown = render(frame, "md").splitlines()
-    assert len(markdown) == 4 and "| a\\|b c [31m d e |" in markdown[2]
+    assert len(markdown) == 4 and "| a\\|b c \\[31m d e |" in markdown[2]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown} == {13}
     to_csv(frame, tmp_path / "t.csv")
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 3
     # Nor does what someone wrote into the file.
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace("plain", '"x\ny"'))
     assert read(tmp_path / "t.csv")["model"].tolist() == ["toy", "x y"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("[x](javascript:alert(1))", r"\[x\](javascript:alert(1))"),
+        ("<javascript:alert(1)>", "&lt;javascript:alert(1)&gt;"),
+        ("![x](//e.org/a.png)", r"\!\[x\](//e.org/a.png)"),
+        ("https://e.org www.e.org a@e.org", r"https\://e.org www\.e.org a\@e.org"),
+        ("&lt;b&gt; `c` **d** ~~e~~ $f$", r"&amp;lt;b&amp;gt; \`c\` \*\*d\*\* \~\~e\~\~ \$f\$"),
+        ("_x_ a_b aft_letter", r"\_x\_ a_b aft_letter"),
+        ("a\\|b", r"a\\\|b"),
+    ],
+)
+def test_no_cell_is_markup(name: str, cell: str) -> None:
+    shown = markdown([made(model=name, booster=name, task=name, metric=name, seed=name)])[2]
+    assert shown.count(f" {cell} ") == 5 and "[+35.0, +60.0] *" in markdown([made(ci_low=0.35, ci_high=0.6)])[2]
 
 
 def test_the_cells_tell_percentages_points_and_what_stands() -> None:
