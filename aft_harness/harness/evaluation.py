@@ -29,7 +29,7 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.shared_pass import SharedPass, VariantLM
-from aft_harness.harness.tasks import Tasks, configure, unchanged
+from aft_harness.harness.tasks import Tasks, compiled_templates, configure, unchanged
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.results.runs import Run
 from aft_harness.slices import Slice
@@ -113,6 +113,7 @@ def evaluate(
     environment = _environment()
     evaluated = []
     with ExitStack() as stack:
+        stack.enter_context(compiled_templates())
         for task in loaded["tasks"].values():
             stack.enter_context(unchanged(task))
             stack.enter_context(_built_once(task))

@@ -18,7 +18,7 @@ from aft_harness.errors import AftError, TaskError
 from aft_harness.harness import guards
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
-from aft_harness.harness.tasks import Tasks, configure, request_options, unchanged
+from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def examples_of(
         )
     if selection.limit is not None:
         training = training[: selection.limit]
-    with unchanged(task):
+    with unchanged(task), compiled_templates():
         _evaluate_split(task, rows.split)
         num_fewshot = configure(task, prompt_format.num_fewshot)
         built = _build(task, rows, [*development, *training], prompt_format, lm, selection.weight)

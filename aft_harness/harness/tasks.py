@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 from lm_eval.tasks import TaskManager
 
 from aft_harness.boosters import documents
@@ -156,6 +157,18 @@ def unchanged(task: Any) -> Iterator[None]:
             task.set_config(key, value)
         task.fewshot_cfg.split = pool
         task._instances = None
+
+
+@contextmanager
+def compiled_templates() -> Iterator[None]:
+    """In this block each template of a prompt, choice or target is compiled once, and not for every document."""
+    environment = lm_eval.utils.env
+    compile_template = environment.from_string
+    environment.from_string = lru_cache(maxsize=4096)(compile_template)
+    try:
+        yield
+    finally:
+        environment.from_string = compile_template
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import pytest
 from harness_cases import TOYS, drawn
 from lm_eval.tasks import TaskManager
@@ -11,7 +12,14 @@ from aft_harness.boosters.documents import text_hash
 from aft_harness.errors import TaskError
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import PromptFormat, TaskSelection
-from aft_harness.harness.tasks import Tasks, configure, evaluated_documents, request_options, unchanged
+from aft_harness.harness.tasks import (
+    Tasks,
+    compiled_templates,
+    configure,
+    evaluated_documents,
+    request_options,
+    unchanged,
+)
 from aft_harness.slices import Slice
 
 
@@ -121,3 +129,12 @@ def test_prompts_are_built_with_the_chat_template_only_where_asked_for(tiny_mode
     assert plain["system_instruction"] == "Be short." and plain["fewshot_as_multiturn"] is False
     chat = request_options(PromptFormat(apply_chat_template=True), lm)
     assert chat["chat_template"] == lm.apply_chat_template and chat["fewshot_as_multiturn"] is True
+
+
+def test_a_template_is_compiled_once_inside_the_block_and_the_library_is_left_as_it_was() -> None:
+    before = lm_eval.utils.env.from_string
+    with compiled_templates():
+        first, again = (lm_eval.utils.env.from_string("{{question}}?") for _ in range(2))
+        assert first is again and lm_eval.utils.apply_template("{{a}}-{{b}}", {"a": 1, "b": 2}) == "1-2"
+        assert lm_eval.utils.apply_template("{{a}}-{{b}}", {"a": 3, "b": 4}) == "3-4"
+    assert lm_eval.utils.env.from_string == before
