@@ -8,7 +8,7 @@ import pytest
 from harness_cases import TOYS, drawn
 from lm_eval.tasks import TaskManager
 
-from aft_harness.boosters.documents import text_hash
+from aft_harness.boosters.documents import text_hash, words_hash
 from aft_harness.errors import TaskError
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import PromptFormat, TaskSelection
@@ -88,7 +88,8 @@ def test_evaluated_documents_come_with_every_hash_of_theirs() -> None:
     found = list(evaluated_documents(task))
     assert [doc for doc, _ in found] == test
     for doc, hashes in found:
-        assert hashes == {text_hash(text) for text in (doc["question"], doc["sentence"], doc["question"] + " Answer:")}
+        texts = (doc["question"], doc["sentence"], doc["question"] + " Answer:")
+        assert hashes == {made(text) for text in texts for made in (text_hash, words_hash)}
     assert [doc for doc, _ in evaluated_documents(task, Slice(3, 9), limit=2)] == test[3:5]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.documents import text_hash
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import TaskError
 from aft_harness.harness.evaluation import evaluate
@@ -103,7 +104,7 @@ def made(lm: SteeredHFLM, count: int) -> TaskExamples:
             f"Complete the sentence:\nThe child number {number} puts on\n\nA. a coat\nB. light\n\nThe best answer is:"
         )
         requests = tuple(lm.encode(prompt, f" {letter}") for letter in "AB")
-        examples.append(Example("letters", str(number), prompt, requests, (number % 2,), ("A", "B")))
+        examples.append(Example("letters", text_hash(prompt), prompt, requests, (number % 2,), ("A", "B")))
     return TaskExamples("letters", "1.0", "choice", f"train[0:{count}]", 0, examples, [])
 
 
