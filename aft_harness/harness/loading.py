@@ -6,12 +6,14 @@ Knows the errors of transformers and the hub. Knows nothing of boosters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import transformers
 
 from aft_harness.errors import AftError, ModelError, ParseError
+from aft_harness.harness.notices import without_notices
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def load_as_hf(load: Callable[..., None], pretrained: str | transformers.PreTrai
         ModelError: The model cannot be loaded.
     """
     try:
-        load(pretrained=pretrained, **kwargs)
+        with nullcontext() if isinstance(pretrained, str) else without_notices():
+            load(pretrained=pretrained, **kwargs)
     except AftError:
         raise
     except torch.OutOfMemoryError as error:

@@ -6,7 +6,6 @@ Knows lm-eval's task manager and task objects. Whoever changes a task object put
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +18,9 @@ from lm_eval.tasks import TaskManager
 
 from aft_harness.boosters import documents
 from aft_harness.errors import TaskError
+from aft_harness.harness.notices import without_notices
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.slices import ALL, Slice
-
-_lm_eval_logger = logging.getLogger("lm_eval")
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that few-shot examples are drawn as in evaluation."""
@@ -101,16 +99,12 @@ class Tasks:
         known = {task: loaded for group in self._loaded.values() for task, loaded in group["tasks"].items()}
         if name in known:
             return {"tasks": {name: known[name]}}
-        # At this level lm-eval explains its command line while it loads a task.
-        level = _lm_eval_logger.level
-        _lm_eval_logger.setLevel(logging.ERROR)
         try:
-            return dict(self.manager.load(name))
+            with without_notices():
+                return dict(self.manager.load(name))
         except Exception as error:  # whatever a task's own code or the datasets library raises
             reason = " ".join(str(error).split())[:300]
             raise TaskError(f"task {name} cannot be loaded ({type(error).__name__}: {reason})") from error
-        finally:
-            _lm_eval_logger.setLevel(level)
 
 
 def evaluated_documents(
