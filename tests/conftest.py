@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -109,6 +110,29 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=256
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_lm_eval() -> Iterator[None]:
+    """Indexes lm-eval's own thousands of tasks once, and describes the machine once: each takes seconds every time."""
+    import torch.utils.collect_env
+    from lm_eval.tasks import _index
+
+    build, own = _index.TaskIndex.build, Path(_index.__file__).parent
+    describe = torch.utils.collect_env.get_pretty_env_info
+
+    @cache
+    def indexed() -> dict[str, Any]:
+        return build([own])
+
+    def index(paths: list[Path], **options: Any) -> dict[str, Any]:
+        further = [path for path in paths if path != own]
+        return {**(indexed() if own in paths else {}), **build(further, **options)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_index.TaskIndex, "build", staticmethod(index))
+        patch.setattr(torch.utils.collect_env, "get_pretty_env_info", cache(describe))
+        yield
 
 
 @pytest.fixture(scope="session")

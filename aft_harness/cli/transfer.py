@@ -128,7 +128,7 @@ def _from_options(
             "evaluate": {
                 task: {"docs": docs} if docs else {} for task, _, docs in (each.partition("=") for each in tasks)
             },
-            **({"layers": list(layers)} if layers else {}),
+            **({"layers": [str(each) for each in layers]} if layers else {}),
             "seeds": numbers,
             "include_path": list(include_path),
         }

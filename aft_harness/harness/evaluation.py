@@ -10,9 +10,10 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def _config(lm: SteeredHFLM, variant: Variant, limit: int | None) -> dict[str, A
     }
 
 
-def _environment() -> dict[str, Any]:
+@cache
+def _environment() -> Mapping[str, Any]:
     """Versions and machine, as the stock evaluator records them; read once, since it takes seconds."""
     # Not by lm-eval's own function, which lets git complain on the screen where there is no repository.
     described = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
