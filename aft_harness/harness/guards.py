@@ -88,24 +88,25 @@ def _label(identity: object) -> str:
         return "something else"
 
 
-def refuse_non_finite(value: float, request: Instance, variant: Variant, dtype: object) -> None:
-    """Refuses a score that is not a number: an accuracy over such scores would look like a result.
+def refuse_non_finite(requests: Sequence[Instance], scores: Sequence[float], variant: Variant, dtype: object) -> None:
+    """Refuses scores that are not numbers: an accuracy over such scores would look like a result.
 
     Args:
-        value: A loglikelihood.
-        request: What was asked.
+        requests: What was asked.
+        scores: Their loglikelihoods.
         variant: What was asked about it.
         dtype: Of the model.
 
     Raises:
-        ModelError: The value is NaN or infinite.
+        ModelError: A score is NaN or infinite.
     """
-    if not math.isfinite(value):
-        where = f"document {request.doc_id} of task {request.task_name}"
-        raise ModelError(
-            f"{variant.name} gives a loglikelihood of {value} on {where}: the model overflows in "
-            f"{str(dtype).removeprefix('torch.')}; use dtype=float32 or bfloat16, or a smaller strength"
-        )
+    for request, score in zip(requests, scores, strict=True):
+        if not math.isfinite(score):
+            where = f"document {request.doc_id} of task {request.task_name}"
+            raise ModelError(
+                f"{variant.name} gives a loglikelihood of {score} on {where}: the model overflows in "
+                f"{str(dtype).removeprefix('torch.')}; use dtype=float32 or bfloat16, or a smaller strength"
+            )
 
 
 class TrainingDocumentGuard:

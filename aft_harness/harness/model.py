@@ -183,8 +183,7 @@ class SteeredHFLM(HFLM):
 
     def refuse_non_finite(self, requests: Sequence[Instance], scores: Sequence[float]) -> None:
         """See `guards.refuse_non_finite`."""
-        for request, score in zip(requests, scores, strict=True):
-            guards.refuse_non_finite(score, request, self.variant, self.model.dtype)
+        guards.refuse_non_finite(requests, scores, self.variant, self.model.dtype)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As `hf`, and warns when the booster was trained on some of the documents."""

@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from material import many, model
 from timing import Measured, Outcome, alternate, median
 
 
 def outside_passes(task: str, shots: int, count: int, docs: int, reps: int) -> Outcome:
-    """A baseline and `count - 1` boosters against a baseline and one: seconds outside `Engine.loglikelihoods`.
+    """A baseline and `count - 1` boosters against a baseline and one: seconds outside the forward passes.
 
-    Tasks, prompts, tokens, metrics, samples and paired rows: all that `aft evaluate` does but for the forward passes.
-    Tasks are loaded before, as they are for a study.
+    Prompts, tokens, metrics, samples and paired rows: all that `aft evaluate` does but for the passes, which random
+    scores stand in for. Tasks are loaded before, as they are for a study.
     """
     from aft_harness.harness.tasks import Tasks
 
     lm, source = model("steered-hf", "float32"), Tasks()
     source.load([task])
-    evaluated = {size: _timed(lm, source, task, shots, size, docs) for size in (2, count)}  # so that none is the first
+    for size in (2, count):  # so that neither is the first
+        _timed(lm, source, task, shots, size, docs)
     first, second = alternate(
         lambda: _timed(lm, source, task, shots, count, docs), lambda: _timed(lm, source, task, shots, 2, docs), reps
     )
     ratio = median(first) / median(second)
-    inside = {size: run.results for size, run in evaluated.items()}
     note = (
         f"seconds outside the forward passes of evaluate() and rows(): {median(first):.2f} for {count} variants, "
-        f"{median(second):.2f} for 2, {ratio:.2f} times as long; inside: {inside[count]:.1f} and {inside[2]:.1f}"
+        f"{median(second):.2f} for 2, {ratio:.2f} times as long"
     )
     return Outcome("2 variants", "float32", docs, median(first), median(second), note=note)
 
 
 def _timed(lm: Any, source: Any, task: str, shots: int, count: int, docs: int) -> Measured:
-    """Seconds outside the passes; the result is the seconds inside."""
+    """Seconds of an evaluation without its passes; the result is the number of rows."""
     from aft_harness.boosters.variant import BASELINE
     from aft_harness.harness.evaluation import evaluate
     from aft_harness.harness.selection import PromptFormat
     from aft_harness.results.runs import rows
 
-    inside = 0.0
-    score = lm.engine.loglikelihoods
-
-    def scored(*args: Any, **options: Any) -> Any:
-        nonlocal inside
-        start = time.perf_counter()
-        results = score(*args, **options)
-        inside += time.perf_counter() - start
-        return results
-
-    with mock.patch.object(lm.engine, "loglikelihoods", scored):
+    with mock.patch.object(lm.engine, "loglikelihoods", _random_scores):
         start = time.perf_counter()
         found = evaluate(lm, [BASELINE, *many(count - 1)], [task], PromptFormat(shots), source=source, limit=docs)
-        rows([each.run for each in found])
-        total = time.perf_counter() - start
-    return Measured(total - inside, inside)
+        compared = rows([each.run for each in found])
+        return Measured(time.perf_counter() - start, len(compared))
+
+
+def _random_scores(
+    requests: Sequence[Any], max_tokens: int, *, steerings: Sequence[Any], on_scored: Any, **settings: Any
+) -> list[list[tuple[float, bool]]]:
+    """What `Engine.loglikelihoods` returns, for as many variants; every variant scores the requests differently."""
+    drawn = np.random.default_rng(len(requests)).normal(-20, 5, (len(steerings), len(requests)))
+    results = [[(float(value), False) for value in row] for row in drawn]
+    on_scored(range(len(requests)), results)
+    return results
