@@ -148,7 +148,18 @@ def run(output: Path) -> None:
 
     model, tasks, booster = str(model_folder()), str(folder()), output / "gsm8k_easy.safetensors"
     output.mkdir(parents=True, exist_ok=True)
-    training = ["--model", model, "--tasks", TASK, "--include-path", tasks, *TRAINING, "--output", str(booster)]
+    training = [
+        "--model",
+        model,
+        "--tasks",
+        TASK,
+        "--include-path",
+        tasks,
+        *TRAINING,
+        "--output",
+        str(booster),
+        "--overwrite",
+    ]
     _step("aft-train", [sys.executable, "-m", "aft_harness", "train"], training)
     for name, vector in (("baseline", ""), ("steered", f",vector={booster}")):
         evaluation = ["--model", "steered-hf", "--model_args", f"pretrained={model},dtype=float32{vector}"]

@@ -28,6 +28,7 @@ CONTEXT = {
 KEPT = "aft_harness.kept"
 """Key of a context's `meta`: what an interrupted command leaves behind."""
 
+_VERBOSITY = "aft_harness.verbosity"
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -57,8 +58,34 @@ class _Ends(click.Command):
             return super().invoke(ctx)
 
 
+def _verbosity_option(value: int, *names: str, help: str) -> click.Option:
+    def note(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given and context.meta.setdefault(_VERBOSITY, value) != value:
+            raise click.UsageError("--quiet and --verbose cannot be used together", context)
+
+    return click.Option(names, is_flag=True, expose_value=False, callback=note, help=help)
+
+
+def verbosity() -> int:
+    """What the running command shows on stderr.
+
+    Returns:
+        -1: errors only; 0: also progress, notes and warnings; 1: also what the libraries have to say.
+    """
+    context = click.get_current_context(silent=True)
+    return int(context.meta.get(_VERBOSITY, 0)) if context else 0
+
+
 class _Command(_Ends):
     """A command whose bad input ends in one line on stderr and an exit code, never in a traceback."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Adds the options that all commands have."""
+        super().__init__(*arguments, **options)
+        self.params += [
+            _verbosity_option(-1, "-q", "--quiet", help="Show errors only: no progress, notes or warnings."),
+            _verbosity_option(1, "-v", "--verbose", help="Also show the notices of lm-eval and the other libraries."),
+        ]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -70,6 +97,12 @@ class _Command(_Ends):
         except KeyboardInterrupt:
             click.echo(f"Interrupted: {printable(ctx.meta.get(KEPT, 'nothing was written'))}.", err=True)
             ctx.exit(130)
+
+
+def note(text: object) -> None:
+    """Says something on stderr that is no result, unless the command is to be quiet."""
+    if verbosity() >= 0:
+        click.echo(printable(text), err=True)
 
 
 def echo_error(error: object) -> None:

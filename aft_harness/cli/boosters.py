@@ -10,7 +10,7 @@ import click
 
 from aft_harness.cli.app import CONTEXT, main, option
 from aft_harness.cli.terminal import layer_lines, lines, score
-from aft_harness.cli.values import BoosterFile
+from aft_harness.cli.values import BOOSTER_FILE, overwrite_option
 from aft_harness.text import printable
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
 
 @main.command("mix", context_settings=CONTEXT)
 @click.argument("vectors", nargs=-1, required=True, metavar="V[:STRENGTH]...")
-@click.option(
-    "-o", "--output", required=True, type=BoosterFile(), metavar="FILE.safetensors", help="The file to write."
-)
+@click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
+@overwrite_option
 def mix(vectors: tuple[str, ...], output: Path) -> None:
     """Mix boosters of one model into one file that does what all of them do at once."""
     from aft_harness.boosters import references

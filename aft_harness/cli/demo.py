@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main
-from aft_harness.cli.terminal import quiet
+from aft_harness.cli.app import CONTEXT, main, note
+from aft_harness.cli.terminal import lines, quiet
 
 
 @main.command("tasks", context_settings=CONTEXT)
 def tasks_folder() -> None:
-    """Print the folder of the task suites that come with aft_harness, for --include_path."""
-    from aft_harness.harness.suites import folder
+    """Print the folder of the tasks that come with aft_harness, for --include_path; on stderr, what tasks it holds."""
+    from aft_harness.harness import suites
 
-    click.echo(folder())
+    for line in lines(suites.listed()):
+        note(line)
+    click.echo(suites.folder())
 
 
 @main.command("demo-model", context_settings=CONTEXT)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main, resumable
+from aft_harness.cli.app import CONTEXT, main, note, resumable
 from aft_harness.cli.options import format_option, model_arguments, model_options, prompt_format, prompt_options
 from aft_harness.cli.terminal import counting_bar, quiet
-from aft_harness.cli.values import FILE, FOLDER, SLICE
+from aft_harness.cli.values import FILE, FOLDER, SLICE, OutputFile, overwrite_option
 from aft_harness.files import make_folder
 from aft_harness.slices import Slice
 
@@ -31,8 +31,11 @@ from aft_harness.slices import Slice
 @click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id instead, as a slice.")
 @click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
 @click.option("--output", type=FOLDER, help="Folder for lm-eval's output files, one folder a booster.")
-@click.option("--csv", "table_file", type=FILE, help="File for the paired results, with a leaderboard's columns.")
+@click.option(
+    "--csv", "table_file", type=OutputFile(), help="File for the paired results, with a leaderboard's columns."
+)
 @click.option("--use-cache", type=FILE, help="File that keeps what is computed, to resume from.")
+@overwrite_option
 @click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run code written by the model.")
 @format_option
 @click.pass_context
@@ -55,9 +58,8 @@ def evaluate(
     """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs cannot be used together")
-    for folder in (output, table_file and table_file.parent):
-        if folder is not None:
-            make_folder(folder)
+    if output is not None:
+        make_folder(output)
     if use_cache is not None:
         resumable(context, use_cache)
     with quiet():
@@ -84,7 +86,7 @@ def evaluate(
             table.to_csv(found.table, table_file)
     silent = sorted(set(found.variants[0].results["samples"]) - set(found.table["task"]))
     if silent:
-        click.echo(f"not compared, for want of a metric that is one number a document: {', '.join(silent)}", err=True)
+        note(f"not compared, because no metric has one value per document: {', '.join(silent)}")
     click.echo(table.render(found.table, form))
 
 

@@ -17,11 +17,11 @@ from aft_harness.cli.options import (
     selections,
 )
 from aft_harness.cli.terminal import counting_bar, note_examples, quiet
-from aft_harness.cli.values import BoosterFile
+from aft_harness.cli.values import BOOSTER_FILE, overwrite_option
 from aft_harness.errors import FileError, TrainingError
 
 _OUTPUT = click.option(
-    "--output", required=True, type=BoosterFile(), metavar="FILE.safetensors", help="The file to write."
+    "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write."
 )
 
 
@@ -36,6 +36,7 @@ def extract() -> None:
 @prompt_options
 @click.option("--layer", type=int, help="Decoder layer from 0.  [default: half the number of layers]")
 @_OUTPUT
+@overwrite_option
 def mean_difference(
     *, model: dict[str, Any], drawing: dict[str, Any], prompting: dict[str, Any], layer: int | None, output: Path
 ) -> None:
@@ -69,6 +70,7 @@ def mean_difference(
 )
 @click.option("--layer", type=int, help="Decoder layer from 0.  [default: 16, or the middle of a shallow model]")
 @_OUTPUT
+@overwrite_option
 def function_vector(*, model: dict[str, Any], questions: Path | None, layer: int | None, output: Path) -> None:
     """Mean last-token activation of step-by-step prompts minus direct prompts, of norm one."""
     asked = _lines(questions) if questions else None

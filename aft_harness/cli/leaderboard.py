@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.app import CONTEXT, main, note
 from aft_harness.cli.options import format_option
-from aft_harness.cli.values import FILE, in_folder
+from aft_harness.cli.values import FILE, OutputFile, in_folder, overwrite_option
 from aft_harness.errors import TaskError
 
 
@@ -40,7 +40,7 @@ def add(folders: tuple[Path, ...], table_file: Path, replace: bool) -> None:
     click.echo(f"{table_file}: {added} rows added, {replaced} replaced, {known} there already")
     if kept:
         what = "rows about the same, on other documents or pooling more seeds,"
-        click.echo(f"{table_file}: {kept} {what} were kept; --replace replaces them", err=True)
+        note(f"{table_file}: {kept} {what} were kept; --replace replaces them")
 
 
 @leaderboard.command("show", context_settings=CONTEXT)
@@ -49,7 +49,8 @@ def add(folders: tuple[Path, ...], table_file: Path, replace: bool) -> None:
 @click.option("--metric", help="Only this metric.  [default: those that p-values are corrected for]")
 @click.option("--sort", metavar="COLUMN", default="delta", show_default=True, help="Largest values first.")
 @click.option("--limit", type=click.IntRange(min=1), help="So many rows at most.")
-@click.option("--heat-map", type=FILE, help="Also draw trained-on by evaluated-on, as PNG or SVG.")
+@click.option("--heat-map", type=OutputFile(), help="Also draw trained-on by evaluated-on, as PNG or SVG.")
+@overwrite_option
 @format_option
 def show(
     table_file: Path,

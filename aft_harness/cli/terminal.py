@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import click
+from aft_harness.cli.app import note, verbosity
 
 if TYPE_CHECKING:
     from aft_harness.boosters.booster import Booster
@@ -27,40 +27,55 @@ MANY_LAYERS = 4
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' own bars and notices off the screen; warnings of aft_harness stay."""
+    """Keeps the libraries' bars and notices off the screen; warnings of aft_harness stay.
+
+    With --verbose their notices are shown too, with --quiet no warnings. Their bars, of which nobody could tell what
+    they count, give way to ours.
+    """
     import logging
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: lm-eval's own bars obey it too
-    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from datasets.utils import logging as datasets_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
-    set_verbosity_error()
-    disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    datasets_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if verbosity() <= 0:
+        for library in (datasets_logging, hub_logging, transformers_logging):
+            library.set_verbosity_error()
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # Each of these has a handler of its own, beside which the root's would say everything again.
+    for name in ("datasets", "huggingface_hub", "transformers"):
+        logging.getLogger(name).propagate = False
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}[verbosity()]
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
     yield
+
+
+def _bar(description: str, unit: str, total: int) -> Any:
+    """A bar on stderr, where that is a terminal and the command is not to be quiet."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty() or verbosity() < 0  # said outright: ours do not obey TQDM_DISABLE
+    return tqdm(desc=description, unit=unit, total=total, disable=hidden, file=sys.stderr, dynamic_ncols=True)
 
 
 @contextmanager
 def training_bar() -> Iterator[Callable[..., None]]:
     """A bar over optimiser steps, fed with a `TrainingProgress` and, of several trainings, which it is."""
-    from tqdm import tqdm
-
     with ExitStack() as shown:
         bars: list[Any] = []
 
         def update(progress: TrainingProgress, which: str = "") -> None:
+            description = f"{which}: {progress.stage}" if which else progress.stage
             if not bars:
-                bar = tqdm(unit="step", disable=None, file=sys.stderr, dynamic_ncols=True)
-                bars.append(shown.enter_context(bar))
+                bars.append(shown.enter_context(_bar(description, "step", progress.steps)))
             bar = bars[0]
             bar.total = progress.steps
-            bar.set_description(f"{which}: {progress.stage}" if which else progress.stage)
+            bar.set_description(description)
             if progress.step:
                 bar.set_postfix(epoch=progress.epoch, loss=f"{progress.loss:.4f}", refresh=False)
             bar.update(progress.step - bar.n)
@@ -71,15 +86,12 @@ def training_bar() -> Iterator[Callable[..., None]]:
 @contextmanager
 def counting_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar fed with how much is done, and of how much; it appears with the first of these."""
-    from tqdm import tqdm
-
     with ExitStack() as shown:
         bars: list[Any] = []
 
         def update(done: int, total: int) -> None:
             if not bars:
-                bar = tqdm(desc=description, unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True)
-                bars.append(shown.enter_context(bar))
+                bars.append(shown.enter_context(_bar(description, unit, total)))
             bars[0].total = total
             bars[0].update(done - bars[0].n)
 
@@ -111,7 +123,7 @@ def study_bars() -> Iterator[Reports]:
 
 def note_examples(examples: TaskExamples) -> None:
     """Says on stderr how many documents of a task are used."""
-    click.echo(str(examples), err=True)
+    note(examples)
 
 
 def training_summary(result: TrainingResult, output: Path) -> str:
@@ -130,8 +142,8 @@ def training_summary(result: TrainingResult, output: Path) -> str:
     ratios = result.relative_norm
     if len(ratios) > MANY_LAYERS:
         top = max(ratios, key=lambda layer: ratios[layer])
-        typical = f"median {median(ratios.values()):.1%}, largest {ratios[top]:.1%} at layer {top}"
-        found.append(("delta", f"{typical} of the residual stream's norm"))
+        typical = f"median {median(ratios.values()):.1%} of the residual stream's norm"
+        found.append(("delta", f"{typical}, largest {ratios[top]:.1%} at layer {top}"))
     else:
         found += [
             (f"layer {layer}", f"delta {ratio:.1%} of the residual stream's norm") for layer, ratio in ratios.items()

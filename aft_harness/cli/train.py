@@ -19,7 +19,7 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.terminal import note_examples, quiet, training_bar, training_summary
-from aft_harness.cli.values import FILE, LAYERS_OR_AUTO, BoosterFile, in_folder
+from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, OutputFile, overwrite_option
 
 
 @main.command("train", context_settings=CONTEXT)
@@ -49,8 +49,14 @@ from aft_harness.cli.values import FILE, LAYERS_OR_AUTO, BoosterFile, in_folder
     help="Memory for cached hidden states; the rest goes to a temporary file.",
 )
 @click.option("--licence", help="Licence to record in the booster.")
-@click.option("--curves", type=FILE, metavar="FILE.png", help="Also write the losses, as a picture and as CSV.")
-@click.option("--output", required=True, type=BoosterFile(), metavar="FILE.safetensors", help="The file to write.")
+@click.option(
+    "--curves",
+    type=OutputFile(beside=".csv"),
+    metavar="FILE.png",
+    help="Also write the losses, as a picture and as CSV.",
+)
+@click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
+@overwrite_option
 def train(
     *,
     model: dict[str, Any],
@@ -65,7 +71,6 @@ def train(
     output: Path,
 ) -> None:
     """Train a booster: freeze the model and learn the vectors that make the tasks' right answers likelier."""
-    in_folder("--curves", curves)
     selected = selections(**drawing)
     with quiet():
         from aft_harness import api

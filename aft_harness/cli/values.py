@@ -16,6 +16,8 @@ from aft_harness.slices import Slice
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
+_OVERWRITE = "aft_harness.overwrite"
+
 
 class _Parsed(click.ParamType[Any]):
     """A value that a function of the library reads."""
@@ -38,23 +40,50 @@ LAYERS_OR_AUTO = _Parsed("layers", lambda text: "auto" if text == "auto" else La
 SLICE = _Parsed("slice", Slice.parse)
 
 
-class BoosterFile(click.Path):
-    """A booster file to write, checked before anything costs time."""
+def _note_overwriting(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    context.meta[_OVERWRITE] = given
 
-    name = "booster file"
 
-    def __init__(self) -> None:
-        """A path of a file."""
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    is_eager=True,  # known when the files are checked
+    expose_value=False,
+    callback=_note_overwriting,
+    help="Replace output files that exist.",
+)
+"""For commands that have an `OutputFile`."""
+
+
+class OutputFile(click.Path):
+    """A file to write, checked before anything costs time: never one that exists, unless --overwrite is given."""
+
+    name = "output file"
+
+    def __init__(self, suffix: str | None = None, beside: str | None = None) -> None:
+        """A path of a file.
+
+        Args:
+            suffix: What its name must end in.
+            beside: Suffix of a second file that is written under the same name.
+        """
         super().__init__(dir_okay=False, path_type=Path)
+        self.suffix, self.beside = suffix, beside
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuses another suffix, and a folder that cannot be written."""
+        """Refuses another suffix, a folder that cannot be written, and a file that would be replaced unasked."""
         path = Path(str(super().convert(value, param, ctx)))
-        if path.suffix != ".safetensors":
-            self.fail(f"{value}: a booster file ends in .safetensors", param, ctx)
+        if self.suffix and path.suffix != self.suffix:
+            self.fail(f"{value}: the file's name must end in {self.suffix}", param, ctx)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             self.fail(f"{value}: {path.parent} is not a folder that can be written", param, ctx)
+        for each in (path, path.with_suffix(self.beside)) if self.beside else (path,):
+            if each.is_file() and not (ctx and ctx.meta.get(_OVERWRITE)):  # a device or a pipe may be written to
+                self.fail(f"{each} exists; --overwrite replaces it", param, ctx)
         return path
+
+
+BOOSTER_FILE = OutputFile(".safetensors")
 
 
 def in_folder(option: str, path: Path | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
@@ -244,10 +245,11 @@ class SteeredHFLM(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Scores tokenised requests in packed rows; models that do not take them go through lm-eval's own code."""
+        hidden = disable_tqdm or bool(os.environ.get("TQDM_DISABLE"))  # which lm-eval's own bars overrule
         if not requests or not self.engine.packed:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            return super()._loglikelihood_tokens(requests, disable_tqdm=hidden, override_bs=override_bs)
         encoded = [self._request(context, continuation, text) for text, context, continuation in requests]
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        bar = tqdm(total=len(requests), disable=hidden or self.rank != 0, desc="Running loglikelihood requests")
 
         def record(members: Sequence[int], results: list[list[tuple[float, bool]]]) -> None:
             for member, result in zip(members, results[0], strict=True):

@@ -6,20 +6,18 @@ Knows lm-eval's requests and the model type. Knows nothing of tasks and metrics.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.models.utils import Collator
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.scoring import Request
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
 from aft_harness.progress import OnProgress
-
-_TEXTS_AT_ONCE = 16
-"""Texts that are generated before they are stored, where the batch size is found automatically."""
 
 
 class SharedPass:
@@ -98,40 +96,52 @@ class SharedPass:
             known = set(range(len(requests))) - wanted
             self._lm.score_variants(requests, variants, on_scored=record, known=known)
 
-    def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
-        """Texts of one variant, those that are decoded greedily kept and looked up.
+    def loglikelihood_rolling(self, requests: Sequence[Instance], index: int) -> list[float]:
+        """Loglikelihoods of whole texts under one variant."""
+        self._on_progress(0, len(requests))
+        scores: list[float] = self.models[index].loglikelihood_rolling(list(requests), disable_tqdm=True)
+        self._on_progress(len(requests), len(requests))
+        return scores
 
-        A sampled text is none that could be looked up: another sample is asked for each time.
+    def generate_until(self, requests: Sequence[Instance], index: int) -> list[str]:
+        """Texts of one variant, in the model type's own batches; those that are decoded greedily are kept.
+
+        A sampled text is none that could be looked up: another sample is asked for each time. Batches are those of all
+        requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
         """
         lm = self.models[index]
-        sampled = [place for place, request in enumerate(requests) if self._store is None or _is_sampled(request)]
-        written = lm.generate_until([requests[place] for place in sampled]) if sampled else []
-        texts = dict(zip(sampled, written, strict=True))
-        greedy = [place for place in range(len(requests)) if place not in texts]
-        if greedy:
-            texts |= zip(greedy, self._greedy([requests[place] for place in greedy], index), strict=True)
+        keys = {
+            place: key_of(self._identities[index], content("text", *request.args))
+            for place, request in enumerate(requests)
+            if self._store is not None and not _is_sampled(request)
+        }
+        stored = self._store.get_texts(list(keys.values())) if self._store is not None else {}
+        texts = {place: stored[key] for place, key in keys.items() if key in stored}
+        done = 0
+        for batch in _batches(requests, lm):
+            if not texts.keys() >= set(batch):
+                written = lm.generate_until([requests[place] for place in batch], disable_tqdm=True)
+                found = dict(zip(batch, written, strict=True))
+                if self._store is not None:
+                    self._store.put_texts({keys[place]: text for place, text in found.items() if place in keys})
+                texts |= found
+            done += len(batch)
+            self._on_progress(done, len(requests))
         return [texts[place] for place in range(len(requests))]
 
-    def _greedy(self, requests: Sequence[Instance], index: int) -> list[str]:
-        """Texts that are kept, a batch at a time.
 
-        Batches are those of all requests, whatever is known of them: see `known` of `Engine.loglikelihoods`.
-        """
-        assert self._store is not None
-        lm = self.models[index]
-        keys = [key_of(self._identities[index], content("text", *request.args)) for request in requests]
-        texts = self._store.get_texts(keys)
-        order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
-        size = int(lm.batch_size) if lm.batch_size != "auto" else _TEXTS_AT_ONCE
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
-            if any(keys[place] not in texts for place in places):
-                written = lm.generate_until([requests[place] for place in places])
-                found = {keys[place]: text for place, text in zip(places, written, strict=True)}
-                self._store.put_texts(found)
-                texts.update(found)
-            self._on_progress(min(start + size, len(order)), len(order))
-        return [texts[key] for key in keys]
+def _batches(requests: Sequence[Instance], lm: SteeredHFLM) -> Iterator[list[int]]:
+    """The places of requests, in the batches and the order in which `hf` generates."""
+    # A batch size that is found automatically is found anew by every call: there is one batch.
+    size = int(lm.batch_size) if lm.batch_size != "auto" else len(requests)
+    ordered = Collator(
+        [(place, *request.args) for place, request in enumerate(requests)],
+        sort_fn=lambda asked: (-len(lm.tok_encode(asked[1])), asked[1]),
+        group_by="gen_kwargs",
+        group_fn=lambda asked: asked[2],
+    )
+    for batch in ordered.get_batched(n=size):
+        yield [place for place, *_ in batch]
 
 
 def _is_sampled(request: Instance) -> bool:
@@ -154,8 +164,8 @@ class VariantLM(LM):
         return self._shared.loglikelihood(requests, self._index)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Scores whole texts, as the model type does."""
-        return list(self._lm.loglikelihood_rolling(requests))
+        """See `SharedPass`."""
+        return self._shared.loglikelihood_rolling(requests, self._index)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """See `SharedPass`."""

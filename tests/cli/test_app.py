@@ -44,9 +44,20 @@ def test_the_version_is_that_of_the_package() -> None:
     assert aft("--version").stdout.strip() == f"aft, version {__version__}"
 
 
-def test_tasks_prints_a_folder_for_include_path() -> None:
-    folder = Path(aft("tasks").stdout.strip())
+def test_tasks_prints_a_folder_for_include_path_and_lists_what_it_holds() -> None:
+    result = aft("tasks")
+    folder = Path(result.stdout.strip())
     assert (folder / "gsm8k_easy" / "gsm8k_easy.yaml").is_file()
+    listed = {line.split()[0] for line in result.stderr.splitlines()}
+    assert listed == {path.stem for path in folder.glob("*/*.yaml")}
+    assert "gsm8k_easy_gen  " in result.stderr and "GSM8K-Easy" in result.stderr
+
+
+def test_a_quiet_command_gives_its_result_and_nothing_else() -> None:
+    result = aft("tasks", "--quiet")
+    assert result.stdout == aft("tasks").stdout and result.stderr == ""
+    assert_refused(aft("show", "nowhere.safetensors", "-q"), 1, "no such booster file")
+    assert_refused(aft("tasks", "-q", "-v"), 2, "--quiet and --verbose cannot be used together")
 
 
 @pytest.mark.parametrize(

@@ -113,5 +113,5 @@ def test_mixing_makes_a_file_that_does_what_the_plus_grammar_does(in_tmp: Path) 
         (["nowhere.safetensors"], 1, "no such booster"),
     ):
         assert_refused(aft("mix", *vectors, "-o", "d.safetensors"), exit_code, reason)
-    assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "a booster file ends in .safetensors")
+    assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "the file's name must end in .safetensors")
     assert not Path("d.safetensors").exists()

@@ -60,9 +60,9 @@ def test_every_form_prints_the_same_rows(model: str, in_tmp: Path) -> None:
         model_args={"device": "cpu"},
     )
     assert str(ours) == found["table"].stdout.removesuffix("\n")
-    assert evaluate(model, *options, "--csv", "new/t.csv").exit_code == 0
-    pd.testing.assert_frame_equal(table.read(Path("new/t.csv")).drop(columns="date"), frame.drop(columns="date"))
-    assert str(in_tmp) not in Path("new/t.csv").read_text()
+    assert evaluate(model, *options, "--csv", "t.csv").exit_code == 0
+    pd.testing.assert_frame_equal(table.read(Path("t.csv")).drop(columns="date"), frame.drop(columns="date"))
+    assert str(in_tmp) not in Path("t.csv").read_text()
 
 
 def test_output_folders_are_named_after_the_boosters(model: str, in_tmp: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_confirmation_of_unsafe_code_reaches_lm_eval(
 def test_a_task_that_cannot_be_compared_is_named(model: str, in_tmp: Path) -> None:
     result = evaluate(model, "--vector", "a.safetensors", "--limit", "2", tasks="toy_choice,toy_rolling")
     assert result.exit_code == 0, result.stderr
-    assert "not compared, for want of a metric that is one number a document: toy_rolling" in result.stderr
+    assert "not compared, because no metric has one value per document: toy_rolling" in result.stderr
     assert "toy_rolling" not in result.stdout
 
 
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line(model: str, in_tmp: Path) -> None:
         (["--vector", "a.safetensors", "--format", "xml"], 2, "'--format'"),
         (["--vector", "a.safetensors", "--limit", "0"], 2, "'--limit'"),
         (["--vector", "a.safetensors", "--tasks", "toy_choise"], 1, "unknown task 'toy_choise'"),
-        (["--vector", "a.safetensors", "--csv", "a.safetensors/t.csv"], 1, "cannot be made"),
+        (["--vector", "a.safetensors", "--csv", "a.safetensors/t.csv"], 2, "is not a folder that can be written"),
         ([], 2, "Missing option '--vector'"),
     ):
         assert_refused(evaluate(model, *arguments), exit_code, reason)

@@ -7,9 +7,20 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from aft_harness.boosters.layers import Layers
-from aft_harness.cli.values import LAYERS, LAYERS_OR_AUTO, SLICE, BoosterFile, by_task, count, in_folder, positive
+from aft_harness.cli.values import (
+    LAYERS,
+    LAYERS_OR_AUTO,
+    SLICE,
+    OutputFile,
+    by_task,
+    count,
+    in_folder,
+    overwrite_option,
+    positive,
+)
 from aft_harness.slices import Slice
 
 
@@ -32,17 +43,36 @@ def test_what_the_library_cannot_read_is_a_bad_parameter(kind: Any, text: str) -
     assert error.value.exit_code == 2
 
 
-def test_a_booster_file_is_checked_before_it_is_written(tmp_path: Path) -> None:
-    kind = BoosterFile()
+def test_an_output_file_is_checked_before_it_is_written(tmp_path: Path) -> None:
+    kind = OutputFile(".safetensors")
     assert kind.convert(str(tmp_path / "a.safetensors"), None, None) == tmp_path / "a.safetensors"
     (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "there.safetensors").touch()
     for name, reason in (
-        ("a.pt", "a booster file ends in .safetensors"),
+        ("a.pt", "the file's name must end in .safetensors"),
         ("no/a.safetensors", "is not a folder that can be written"),
         ("folder.safetensors", "is a directory"),
+        ("there.safetensors", "there.safetensors exists; --overwrite replaces it"),
     ):
         with pytest.raises(click.BadParameter, match=reason):
             kind.convert(str(tmp_path / name), None, None)
+
+
+@pytest.mark.parametrize("present", ["a.png", "a.csv"])
+def test_no_output_file_is_replaced_unasked(present: str, tmp_path: Path) -> None:
+    @click.command()
+    @click.option("--curves", type=OutputFile(beside=".csv"))
+    @overwrite_option
+    def command(curves: Path) -> None:
+        click.echo(curves.name)
+
+    (tmp_path / present).touch()
+    picture = str(tmp_path / "a.png")
+    refused = CliRunner().invoke(command, ["--curves", picture])
+    assert refused.exit_code == 2 and f"{present} exists; --overwrite replaces it" in refused.stderr
+    for words in (["--curves", picture, "--overwrite"], ["--overwrite", "--curves", picture]):
+        assert CliRunner().invoke(command, words).stdout == "a.png\n"
+    assert CliRunner().invoke(command, ["--curves", "/dev/null"]).exit_code == 0
 
 
 def test_a_file_needs_its_folder(tmp_path: Path) -> None:

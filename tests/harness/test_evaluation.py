@@ -277,9 +277,9 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
     sizes: list[int] = []
     generate = SteeredHFLM.generate_until
 
-    def spy(self: Any, requests: Any) -> Any:
+    def spy(self: Any, requests: Any, **options: Any) -> Any:
         sizes.append(len(requests))
-        return generate(self, requests)
+        return generate(self, requests, **options)
 
     monkeypatch.setattr(SteeredHFLM, "generate_until", spy)
     with ScoreStore(tmp_path / "s.sqlite") as store:
