@@ -106,6 +106,7 @@ class TaskRecord(_Record):
     overlapping_dropped: Count = 0
     goldless_dropped: Count = 0
     weight: Number = 1.0
+    target_field: Name | None = None
 
 
 class PartRecord(_Record):

@@ -13,7 +13,7 @@ import click
 
 from aft_harness.boosters.vocabulary import Kind
 from aft_harness.cli.app import option
-from aft_harness.cli.values import SLICE, by_task, count, positive
+from aft_harness.cli.values import SLICE, Number, by_task, count, positive
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
 from aft_harness.slices import SplitSlice
 from aft_harness.training.recipe import RECIPES, ChoiceNorm, Objective, RateUnit, Schedule, Settings
@@ -95,6 +95,12 @@ _DEV_DOCS = click.option(
     help="Development documents per task, set aside to choose epoch, layer or strength.",
 )
 _WEIGHT = click.option("--weight", multiple=True, metavar="T=W", help="Weight of a task in a mixture.  [default: 1]")
+_TARGET_FIELD = click.option(
+    "--target-field",
+    multiple=True,
+    metavar="[T=]FIELD",
+    help="Field of the documents that holds the text to learn.  [default: what the task calls right]",
+)
 _SPLIT_SEED = click.option(
     "--split-seed",
     type=int,
@@ -111,6 +117,7 @@ drawing_options = _collected(
         "limit": _LIMIT,
         "dev_docs": _DEV_DOCS,
         "weight": _WEIGHT,
+        "target_field": _TARGET_FIELD,
         "split_seed": _SPLIT_SEED,
     },
 )
@@ -118,7 +125,13 @@ drawing_options = _collected(
 
 development_options = _collected(
     "drawing",
-    {"tasks": _TASKS, "train_docs": _TRAIN_DOCS, "dev_docs": _DEV_DOCS, "split_seed": _SPLIT_SEED},
+    {
+        "tasks": _TASKS,
+        "train_docs": _TRAIN_DOCS,
+        "dev_docs": _DEV_DOCS,
+        "target_field": _TARGET_FIELD,
+        "split_seed": _SPLIT_SEED,
+    },
 )
 """Which documents to choose by; for `selections`."""
 
@@ -157,15 +170,13 @@ training_options = _collected(
         ),
         "temperature": click.option(
             "--temperature",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Number(min=0, min_open=True),
             help="Divide loglikelihoods by it before the softmax over choices.  [default: measured]",
         ),
         "epochs": click.option(
             "--epochs", type=click.IntRange(min=1), help=f"Passes over the training documents.{_default('epochs')}"
         ),
-        "lr": click.option(
-            "--lr", type=click.FloatRange(min=0, min_open=True), help=f"Adam's learning rate.{_default('lr')}"
-        ),
+        "lr": click.option("--lr", type=Number(min=0, min_open=True), help=f"Adam's learning rate.{_default('lr')}"),
         "rate_unit": click.option(
             "--rate-unit",
             type=_choice(RateUnit),
@@ -230,6 +241,7 @@ def selections(
     limit: Sequence[str] = (),
     dev_docs: Sequence[str] = (),
     weight: Sequence[str] = (),
+    target_field: Sequence[str] = (),
     split_seed: int = 0,
     development_only: bool = False,
 ) -> list[TaskSelection]:
@@ -238,11 +250,13 @@ def selections(
     Raises:
         click.BadParameter: A value that cannot be read, or of a task that is not named.
     """
-    names = task_names(tasks)
-    limits = by_task("--limit", limit, names, lambda text: None if text == "all" else count(text))
+    with option("--tasks"):
+        names = task_names(tasks)
+    limits = by_task("--limit", limit, names, lambda text: None if text == "all" else count(text, least=1))
     weights = by_task("--weight", weight, names, positive)
     rows = by_task("--train-docs", train_docs, names, lambda text: SplitSlice.parse(text) and text)
     development = by_task("--dev-docs", dev_docs, names, count)
+    fields = by_task("--target-field", target_field, names, str)
     return [
         TaskSelection(
             name,
@@ -251,6 +265,7 @@ def selections(
             rows.get(name),
             development.get(name, 0),
             development_only,
+            fields.get(name),
         )
         for name in names
     ]

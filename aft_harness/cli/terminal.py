@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from aft_harness.cli.app import note, verbosity
+from aft_harness.text import printable
 
 if TYPE_CHECKING:
     from aft_harness.boosters.booster import Booster
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 MANY_LAYERS = 4
 """More layers than this are described together."""
+
+_SHOWN = 300
+"""Characters of a prompt, from its end."""
+
+_WIDTH = 160
+"""Characters of a line that shows somebody's text."""
 
 
 @contextmanager
@@ -124,6 +131,26 @@ def study_bars() -> Iterator[Reports]:
 def note_examples(examples: TaskExamples) -> None:
     """Says on stderr how many documents of a task are used."""
     note(examples)
+
+
+def show_examples(examples: TaskExamples) -> None:
+    """Says on stderr how many documents of a task are used, and shows what is learned from the first."""
+    note_examples(examples)
+    if not examples.train:
+        return
+    first = examples.train[0]
+    prompt = first.shown if len(first.shown) <= _SHOWN else f"…{first.shown[-_SHOWN:]}"
+    note(f"The first training document of {examples.task}, where * marks what is learned:")
+    for line in prompt.splitlines():
+        note_indented(line)
+    for index, choice in enumerate(first.choices):
+        begun, *rest = choice.strip().splitlines() or [""]
+        note_indented(f"{'*' if index in first.gold else '-'} {begun}{' …' if rest else ''}")
+
+
+def note_indented(text: str) -> None:
+    """A line of somebody's text on stderr."""
+    note(f"| {printable(text)}"[:_WIDTH])
 
 
 def training_summary(result: TrainingResult, output: Path) -> str:

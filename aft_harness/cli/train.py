@@ -18,8 +18,8 @@ from aft_harness.cli.options import (
     settings,
     training_options,
 )
-from aft_harness.cli.terminal import note_examples, quiet, training_bar, training_summary
-from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, OutputFile, overwrite_option
+from aft_harness.cli.terminal import quiet, show_examples, training_bar, training_summary
+from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, overwrite_option
 
 
 @main.command("train", context_settings=CONTEXT)
@@ -42,7 +42,7 @@ from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, OutputFile, ove
 )
 @click.option(
     "--cache-limit",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=2.0,
     show_default=True,
     metavar="GIB",
@@ -86,7 +86,7 @@ def train(
                 licence=licence,
                 cache_limit=int(cache_limit * 2**30),
                 model_args=arguments,
-                on_examples=note_examples,
+                on_examples=show_examples,
                 on_progress=update,
                 **settings(hyperparameters, layers=layers, split_seed=drawing["split_seed"]),
             )

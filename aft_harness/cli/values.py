@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,17 @@ overwrite_option = click.option(
     help="Replace output files that exist.",
 )
 """For commands that have an `OutputFile`."""
+
+
+class Number(click.FloatRange):
+    """A number in a range; neither infinite nor NaN, which no range keeps out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuses what is no finite number of the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class OutputFile(click.Path):
@@ -119,10 +131,10 @@ def by_task(option: str, values: Sequence[str], names: Sequence[str], read: Call
     return {**common, **single}
 
 
-def count(text: str) -> int:
+def count(text: str, least: int = 0) -> int:
     """A number of documents."""
-    if not text.isdigit():
-        raise ValueError("expected a number of documents")
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ValueError(f"expected a number of documents{f' from {least}' if least else ''}")
     return int(text)
 
 

@@ -7,7 +7,7 @@ an example the training floor's.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from aft_harness.boosters.provenance import TaskRecord
 from aft_harness.engine.scoring import Request
 from aft_harness.errors import AftError, TaskError
 from aft_harness.harness import guards
+from aft_harness.harness.gold import Gold
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
@@ -33,6 +34,7 @@ class Example:
         gold: Indices of the right choices.
         choices: The choices' texts, as lm-eval's length-normalised accuracy measures them.
         weight: Weight of this example in the loss.
+        shown: The prompt of the right choice as text, for people to see.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Example:
     gold: tuple[int, ...]
     choices: tuple[str, ...]
     weight: float = 1.0
+    shown: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class TaskExamples:
         overlapping: Documents dropped because the evaluated split holds the same question.
         goldless: Documents dropped because they have no usable gold answer.
         prompt_format: How the prompts were formatted.
+        target_field: The documents' field that was learned; None where the task itself says what is right.
     """
 
     task: str
@@ -71,6 +75,7 @@ class TaskExamples:
     overlapping: int = 0
     goldless: int = 0
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    target_field: str | None = None
 
     def record(self) -> TaskRecord:
         """What a provenance says of these examples."""
@@ -84,6 +89,7 @@ class TaskExamples:
             overlapping_dropped=self.overlapping,
             goldless_dropped=self.goldless,
             weight=self.train[0].weight,
+            **({"target_field": self.target_field} if self.target_field is not None else {}),
         )
 
     def __str__(self) -> str:
@@ -144,7 +150,7 @@ def examples_of(
     name, prompt_format = selection.name, prompt_format or PromptFormat()
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until", "loglikelihood"):
         raise TaskError(f"task {name}: output type {task.OUTPUT_TYPE} has no answer to train on")
-    _refuse_constant_gold(task, name)
+    gold = Gold(task, name, selection.target_field)
     rows = TrainingRows(task, selection)
     order, overlapping = rows.usable(split_seed)
     if not order:
@@ -164,11 +170,14 @@ def examples_of(
     with unchanged(task), compiled_templates():
         _evaluate_split(task, rows.split)
         num_fewshot = configure(task, prompt_format.num_fewshot)
-        built = _build(task, rows, [*development, *training], prompt_format, lm, selection.weight)
+        built = _build(task, rows, gold, [*development, *training], prompt_format, lm, selection.weight)
     kept_development = [built[index] for index in development if index in built]
     kept_training = [built[index] for index in training if index in built]
     if not kept_training and not selection.development_only:
-        raise TaskError(f"task {name}: no training document has a usable gold answer")
+        raise TaskError(
+            f"task {name}: no training document has a usable gold answer; where the task generates text, a target "
+            f"field can name it"
+        )
     return TaskExamples(
         task=name,
         version=str(task.VERSION),
@@ -180,14 +189,8 @@ def examples_of(
         overlapping=overlapping,
         goldless=len(development) + len(training) - len(kept_development) - len(kept_training),
         prompt_format=prompt_format,
+        target_field=selection.target_field,
     )
-
-
-def _refuse_constant_gold(task: Any, name: str) -> None:
-    # truthfulqa_mc2: several choices are right, and only its own scoring code knows which.
-    constant = isinstance(task.config.doc_to_target, int) or str(task.config.doc_to_target).isdigit()
-    if task.OUTPUT_TYPE == "multiple_choice" and constant and callable(task.config.process_results):
-        raise TaskError(f"task {name}: its gold answer is known to its own scoring code only; it cannot be trained on")
 
 
 def _evaluate_split(task: Any, split: str) -> None:
@@ -203,7 +206,13 @@ def _evaluate_split(task: Any, split: str) -> None:
 
 
 def _build(
-    task: Any, rows: TrainingRows, indices: Iterable[int], prompt_format: PromptFormat, lm: Any, weight: float
+    task: Any,
+    rows: TrainingRows,
+    gold: Gold,
+    indices: Iterable[int],
+    prompt_format: PromptFormat,
+    lm: Any,
+    weight: float,
 ) -> dict[int, Example]:
     """Examples by row index, through the very requests that lm-eval would evaluate."""
     chosen = sorted(indices)
@@ -220,54 +229,43 @@ def _build(
     built: dict[int, Example] = {}
     for position, index in enumerate(chosen):
         instances = sorted(grouped[position], key=lambda instance: instance.idx)
-        example = _example(task, rows, instances, prompt_format, lm, weight)
+        example = _example(task, rows, gold, instances, prompt_format, lm, weight)
         if example is not None:
             built[index] = example
     return built
 
 
 def _example(
-    task: Any, rows: TrainingRows, instances: list[Any], prompt_format: PromptFormat, lm: Any, weight: float
+    task: Any,
+    rows: TrainingRows,
+    gold: Gold,
+    instances: list[Any],
+    prompt_format: PromptFormat,
+    lm: Any,
+    weight: float,
 ) -> Example | None:
     doc = instances[0].doc  # of which the prompt was made: prompt and gold come from one and the same document
     question = rows.question(doc)
     common = (str(task.config.task), documents.text_hash(question), question)
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = tuple(map(str, task.doc_to_choice(doc)))
-        gold = _gold_choices(task, doc, choices)
-        if not gold:
-            return None
+        right = gold.choices(doc, choices)
+        if not right or "" in choices:
+            return None  # a choice without a token has no loglikelihood to learn
         # A task that also scores by mutual information appends one unconditional request per choice.
         pairs = [instance.args[:2] for instance in instances[: len(choices)]]
         requests = tuple(lm.encode(*pair) for pair in pairs)
         guards.check_letters(common[0], requests)
-        return Example(*common, requests, gold, choices, weight)
+        return Example(*common, requests, right, choices, weight, shown=instances[right[0]].args[0])
     context = instances[0].args[0]
     if task.OUTPUT_TYPE == "loglikelihood":
         target, text = instances[0].args[1], str(instances[0].args[1])
     else:
-        text = _gold_text(task, doc)
+        text = gold.text(doc)
         target = _delimiter(task, prompt_format) + text
-    return Example(*common, (lm.encode(context, target),), (0,), (text,), weight) if text.strip() else None
-
-
-def _gold_choices(task: Any, doc: Mapping[str, Any], choices: Sequence[str]) -> tuple[int, ...]:
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    found = []
-    for answer in gold if isinstance(gold, list) else [gold]:
-        index = choices.index(answer) if isinstance(answer, str) and answer in choices else answer
-        if isinstance(index, int) and 0 <= index < len(choices):
-            found.append(index)
-    return tuple(found)
-
-
-def _gold_text(task: Any, doc: Mapping[str, Any]) -> str:
-    gold = task.doc_to_target(doc)
-    if task.config.doc_to_choice is not None and isinstance(gold, int):
-        gold = task.doc_to_choice(doc)[gold]
-    if isinstance(gold, list):
-        gold = gold[0] if gold else ""
-    return str(gold)
+    if not text.strip():
+        return None
+    return Example(*common, (lm.encode(context, target),), (0,), (text,), weight, shown=context)
 
 
 def _delimiter(task: Any, prompt_format: PromptFormat) -> str:

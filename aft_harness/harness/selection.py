@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aft_harness.errors import TaskError
+from aft_harness.errors import ParseError
 
 TRAINING_DOCUMENTS = 600
 """Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
@@ -47,6 +47,11 @@ class TaskSelection:
         train_docs: Rows to draw from, as `split` or `split[a:b]`; None means the task's training split.
         dev_docs: Number of development documents to carve from the same rows.
         development_only: Whether training documents are not wanted at all.
+        target_field: Field of the documents that holds the text to learn, of a task that generates text; None means
+            what the task itself calls right.
+
+    Raises:
+        ParseError: A number of documents that leaves none.
     """
 
     name: str
@@ -55,16 +60,24 @@ class TaskSelection:
     train_docs: str | None = None
     dev_docs: int = 0
     development_only: bool = False
+    target_field: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.limit is not None and self.limit < 1:
+            raise ParseError(f"task {self.name}: a limit of {self.limit} leaves no training documents")
+        if self.dev_docs < 0:
+            raise ParseError(f"task {self.name}: {self.dev_docs} is no number of development documents")
 
 
 def task_names(tasks: str | Sequence[str]) -> list[str]:
     """The names of a list, or of text that separates them by commas, each once.
 
     Raises:
-        TaskError: There is none.
+        ParseError: There is none.
     """
     listed = tasks.split(",") if isinstance(tasks, str) else tasks
     names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
     if not names:
-        raise TaskError("no task is named")
+        raise ParseError("no task is named")
     return names

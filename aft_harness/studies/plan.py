@@ -200,6 +200,8 @@ def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
             raise TaskError(f"{where}: weight {weight!r} is not a positive number")
         if how.get("train_docs") is not None:
             SplitSlice.parse(_text(f"{where}: train_docs", how["train_docs"]))
+        if how.get("target_field") is not None:
+            _text(f"{where}: target_field", how["target_field"])
         found.append(TaskSelection(task, **how))
     return tuple(found)
 

@@ -49,6 +49,24 @@ def test_train_writes_a_booster_and_says_what_it_did(model: str, in_tmp: Path) -
         assert words in shown.stdout
 
 
+def test_what_is_learned_is_shown_before_training_starts(model: str, in_tmp: Path) -> None:
+    result = train(model, "--limit", "3", "--epochs", "1", "--target-field", "toy_text=sentence", tasks="toy_text")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("The first training document of")]
+    prompt, answer = lines[start + 1 : start + 3]
+    assert prompt.startswith("| Number ") and prompt.endswith("? Answer:")
+    assert answer.startswith("| * ") and answer.endswith("_ was there")
+    record = Booster.load("a.safetensors").provenance.tasks[0]
+    assert record.target_field == "sentence"
+    choices = train(model, "--limit", "3", "--epochs", "1", output="b.safetensors").stderr.splitlines()
+    assert (
+        sum(line.startswith("| * ") for line in choices) == 1 and sum(line.startswith("| - ") for line in choices) == 2
+    )
+    quiet = train(model, "--limit", "3", "--epochs", "1", "-q", output="c.safetensors")
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+
+
 def test_a_seed_makes_the_same_booster_on_any_run(model: str, in_tmp: Path) -> None:
     for name in ("a", "b"):
         assert train(model, "--limit", "6", "--epochs", "1", output=f"{name}.safetensors").exit_code == 0
@@ -134,7 +152,7 @@ def test_curves_are_written_beside_the_booster(name: str, picture: str, model: s
 BAD_TRAINING = {
     "unknown task": (["--tasks", "toy_choise"], 1, "unknown task 'toy_choise'; did you mean toy_choice"),
     "no training split": (["--tasks", "toy_no_train"], 1, "toy_no_train has no training split"),
-    "no tasks": (["--tasks", ","], 1, "no task is named"),
+    "no tasks": (["--tasks", ","], 2, "'--tasks': no task is named"),
     "negative layer": (["--layer", "-1"], 2, "layers '-1': expected all, or layers and ranges"),
     "layer too large": (["--layer", "4"], 1, "layer 4 is out of range: the model has layers 0 to 3"),
     "range too large": (["--layer", "4-8"], 1, "layer 4 is out of range: the model has layers 0 to 3"),
@@ -145,7 +163,13 @@ BAD_TRAINING = {
     "weight": (["--weight", "toy_choice=-1"], 2, "'--weight': toy_choice=-1: expected a positive number"),
     "rows": (["--train-docs", "train[3"], 2, "'--train-docs': train[3"),
     "rate": (["--lr", "0"], 2, "'--lr'"),
-    "temperature": (["--temperature", "nan"], 1, "temperature nan must be a positive number"),
+    "infinite rate": (["--lr", "inf"], 2, "'--lr': inf is not a finite number"),
+    "temperature": (["--temperature", "nan"], 2, "'--temperature': nan is not a finite number"),
+    "cache limit": (["--cache-limit", "inf"], 2, "'--cache-limit': inf is not a finite number"),
+    "limit of nothing": (["--limit", "0"], 2, "'--limit': 0: expected a number of documents from 1"),
+    "target field": (["--tasks", "toy_text", "--target-field", "answr"], 1, "have no field 'answr'; they have"),
+    "target field of choices": (["--target-field", "answer"], 1, "toy_choice ranks choices"),
+    "target of a scorer": (["--tasks", "toy_constant"], 1, "its target is '0' for every document"),
     "recipe": (["--recipe", "best"], 2, "'--recipe'"),
     "output": (["--output", "a.pt"], 2, "'--output': a.pt: the file's name must end in .safetensors"),
     "output folder": (["--output", "nowhere/a.safetensors"], 2, "nowhere is not a folder that can be written"),
