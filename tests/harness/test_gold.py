@@ -1,4 +1,4 @@
-"""What is learned is what a task shows as the right answer, or what the caller names; never what only its scorer needs."""
+"""What is learned is what a task shows as the right answer, never what only its scorer needs."""
 
 from __future__ import annotations
 
