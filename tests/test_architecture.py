@@ -32,7 +32,7 @@ FLOORS = (
 """From the bottom to the top."""
 
 PLACES = {
-    **dict.fromkeys(("errors", "files", "progress", "slices", "text", "versions"), "ground"),
+    **dict.fromkeys(("digests", "errors", "files", "progress", "slices", "text", "versions"), "ground"),
     "__init__": "api",  # offers what the front door does
     "lm": "harness",  # an address of the model type
     "__main__": "cli",

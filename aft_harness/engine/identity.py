@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from aft_harness.boosters.model_identity import ModelIdentity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 MARKER = "aft_model.json"
@@ -67,16 +69,19 @@ def _name(model: PreTrainedModel, pretrained: str | None) -> str:
     return str(name)
 
 
-def _fingerprint(model: PreTrainedModel) -> str:
+def _fingerprint(model: PreTrainedModel) -> str | None:
+    """A digest of configuration and weights; None where a weight is not at hand."""
     import torch  # here, so that who only wants the marker's name does not wait for it
 
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in _weights(model):
+        if parameter is None:
+            return None
         digest.update(f"{name}{list(parameter.shape)}".encode())
-        if parameter.device.type == "meta" or not parameter.numel():
-            continue  # offloaded: its values are not at hand
+        if not parameter.numel():
+            continue
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
         # bfloat16 is what every common dtype rounds to, so that a float32 load of a bfloat16 checkpoint agrees.
@@ -84,3 +89,34 @@ def _fingerprint(model: PreTrainedModel) -> str:
             sample = sample.to(torch.bfloat16).to(torch.float32)
         digest.update(sample.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor | None]]:
+    """The weights by name, each once, as the model has them when it runs.
+
+    Weights that are offloaded lie elsewhere while it does not run; None stands for one that cannot be found there.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    found: dict[str, tuple[str, Tensor | None]] = {}
+    seen: set[object] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            # Of weights that are tied the first counts; where they are offloaded they are two objects with one name.
+            keys = {id(parameter), tied.get(name, name)}
+            if seen.isdisjoint(keys):
+                plain = name.replace("_orig_mod.", "")  # torch.compile's wrapper
+                found[plain] = (plain, _at_hand(module, name.rpartition(".")[2], parameter))
+            seen |= keys
+    return [found[name] for name in sorted(found)]
+
+
+def _at_hand(module: Module, name: str, parameter: Tensor) -> Tensor | None:
+    if parameter.device.type != "meta":
+        return parameter
+    hook = getattr(module, "_hf_hook", None)  # accelerate's
+    for each in getattr(hook, "hooks", (hook,)):
+        weights = getattr(each, "weights_map", None)
+        if weights is not None and name in weights:
+            value: Tensor = weights[name]
+            return value
+    return None

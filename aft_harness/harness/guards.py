@@ -5,12 +5,11 @@ Knows requests of lm-eval, provenance and identities. Knows nothing of how a mod
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -20,34 +19,13 @@ from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.scoring import Request
 from aft_harness.errors import CacheError, ModelError, TaskError
+from aft_harness.harness.identity import differences
 
 logger = logging.getLogger(__name__)
 
 CACHE_KEY = "aft_harness:written_by"
 LETTER_TASK = re.compile(r"aft_\w+_letter")
 """Names of the tasks whose answers are letters."""
-
-
-def cache_identity(model: ModelIdentity, dtype: str, variant: Variant, settings: Mapping[str, str]) -> str:
-    """Everything but the request that an answer depends on, as JSON.
-
-    Args:
-        model: Which model answers.
-        dtype: Of its weights.
-        variant: How it is steered.
-        settings: What else its answers depend on, by name.
-    """
-    return json.dumps(
-        {
-            "model": model.fingerprint,
-            "name": model.name,
-            "dtype": dtype,
-            "booster": variant.booster.sha256 if variant.booster else None,
-            "strength": variant.strength if variant.booster else None,
-            "settings": dict(settings),
-        },
-        sort_keys=True,
-    )
 
 
 def guard_cache(database: Any, identity: str) -> None:
@@ -57,10 +35,10 @@ def guard_cache(database: Any, identity: str) -> None:
 
     Args:
         database: lm-eval's `dbdict`; None without a cache.
-        identity: From `cache_identity`.
+        identity: From `SteeredHFLM.cache_identity`.
 
     Raises:
-        CacheError: Another model or booster wrote the database.
+        CacheError: It was written with other settings, which are named.
     """
     if database is None:
         return
@@ -71,21 +49,11 @@ def guard_cache(database: Any, identity: str) -> None:
             "model's; give a new path"
         )
     if written_by not in (None, identity):
-        raise CacheError(
-            f"{database.filename}: this response cache was written by {_label(written_by)}, this is "
-            f"{_label(identity)}; give a new path"
-        )
+        differing = differences(written_by, identity)
+        how = f"with {'; '.join(differing)}" if differing else "by another version of steered-hf"
+        raise CacheError(f"{database.filename}: this response cache was written {how}; give a new path")
     database[CACHE_KEY] = identity
     database.commit()
-
-
-def _label(identity: object) -> str:
-    try:
-        fields = json.loads(str(identity))
-        booster, strength = fields["booster"], fields["strength"]
-        return f"{fields['name']} with " + (f"booster {booster[:12]} at {strength}" if booster else "no booster")
-    except (ValueError, KeyError, TypeError):
-        return "something else"
 
 
 def refuse_non_finite(requests: Sequence[Instance], scores: Sequence[float], variant: Variant, dtype: object) -> None:

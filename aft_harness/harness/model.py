@@ -32,22 +32,10 @@ from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import ModelError, ReferenceSyntaxError
 from aft_harness.harness import guards
+from aft_harness.harness.identity import answer_settings, cache_identity
 from aft_harness.harness.loading import load_as_hf, shown
 
 logger = logging.getLogger(__name__)
-
-_ANSWERS_DEPEND_ON = (
-    "add_bos_token",
-    "delta",
-    "layers_path",
-    "max_length",
-    "mixed_precision_dtype",
-    "peft",
-    "prefix_token_id",
-    "softmax_dtype",
-    "think_end_token",
-)
-"""Attributes that a response cache must have been written under."""
 
 
 class SteeredHFLM(HFLM):
@@ -90,7 +78,7 @@ class SteeredHFLM(HFLM):
             raise ReferenceSyntaxError(f"scale={scale!r} is not a number")
         # Before the model: a wrong booster should not cost the load of gigabytes.
         variant = BASELINE if vector is None else references.load(vector, scale)
-        packed = _switch("packing", packing)
+        self.packing = _switch("packing", packing)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         load_as_hf(super().__init__, pretrained, device=device, **kwargs)
         if self.backend != "causal":
@@ -98,9 +86,10 @@ class SteeredHFLM(HFLM):
         check_causal(self.model)
         self.layers_path = layers_path
         layers = decoder_layers(self.model, layers_path)
-        self.engine = Engine(self.model, layers, torch.device(self.device), packed=packed)
+        self.engine = Engine(self.model, layers, torch.device(self.device), packed=self.packing)
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
         self._documents, self._other_models = guards.TrainingDocumentGuard(), guards.OtherModelGuard()
+        self._settings = answer_settings(self)
         self._set_variant(variant)
 
     def _set_variant(self, variant: Variant) -> None:
@@ -298,8 +287,7 @@ class SteeredHFLM(HFLM):
 
     def cache_identity(self, variant: Variant) -> str:
         """Everything but the request that an answer under `variant` depends on, as JSON."""
-        settings = {name: str(getattr(self, name, None)) for name in _ANSWERS_DEPEND_ON}
-        return guards.cache_identity(self.base_model, str(self.model.dtype), variant, settings)
+        return cache_identity(self.base_model, str(self.model.dtype), variant, self._settings)
 
 
 def _switch(name: str, value: bool | str) -> bool:

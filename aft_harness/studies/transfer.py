@@ -7,7 +7,6 @@ own inputs and writes one file atomically, so that cells may run in any order an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ import pandas as pd
 import aft_harness
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.digests import digest
 from aft_harness.errors import TaskError
 from aft_harness.files import make_folder, write_atomically
 from aft_harness.harness import evaluation
@@ -182,13 +182,13 @@ class Study:
             "boosters": [(booster.sha256, booster.provenance.seed) for booster in boosters],
             "evaluation": asdict(asked),
             "prompting": {**asdict(self.plan.prompt_format), "include_path": None},
-            "config": [task.dump_config() for task in tasks],
+            "config": [task.config.to_dict(keep_callable=True) for task in tasks],
             "documents": [
                 doc for task in tasks for doc, _ in evaluated_documents(task, asked.slice or ALL, asked.limit)
             ],
             "versions": {**versions(), "aft-harness": aft_harness.__version__},
         }
-        return hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        return digest(depends)
 
 
 def run(plan: Plan, folder: Path, table: Path, reports: Reports | None = None) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def test_a_response_cache_of_another_run_is_refused(tiny_checkpoint: Any, tmp_pa
 
     first = cached(ours(), "base.db")
     assert cached(ours(), "base.db") == first
-    with pytest.raises(CacheError, match=r"base\.db: this response cache was written by .* with no booster"):
+    with pytest.raises(CacheError, match=r"base\.db: this response cache was written with booster none"):
         cached(ours(vector=booster()), "base.db")
     steered = cached(ours(vector=booster()), "steered.db")
     assert cached(ours(vector=booster()), "steered.db") == steered != first

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -217,3 +220,38 @@ def test_another_evaluation_is_another_file(checkpoint: str, tmp_path: Path) -> 
         fewshot.result(first, [booster]),
     }
     assert len(paths) == 7
+
+
+def test_another_process_finds_all_work_done(checkpoint: str, tmp_path: Path) -> None:
+    # The task's configuration holds functions, whose printed form is an address.
+    arguments = {
+        "models": [{"pretrained": checkpoint, "device": "cpu", "batch_size": 4}],
+        "train": {"few": {"toy_text": {"limit": 2}}},
+        "evaluate": {"toy_functions": {"limit": 3}},
+        "layers": [[1]],
+        "seeds": [0],
+        "recipe": {"epochs": 1},
+        "include_path": [TOYS],
+    }
+    program = f"""
+import sys
+from pathlib import Path
+from aft_harness.harness.model import SteeredHFLM
+from aft_harness.studies import transfer
+from aft_harness.studies.plan import Plan
+SteeredHFLM.score_variants = lambda *a, _score=SteeredHFLM.score_variants, **k: (print("scored"), _score(*a, **k))[1]
+transfer.run(Plan.of({arguments!r}), Path("work"), Path("l.csv"))
+"""
+    scored = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode == 0, done.stderr
+        scored.append(done.stdout.count("scored"))
+    assert scored[0] > 0 and scored[1] == 0
+    assert len(list((tmp_path / "work" / "results").iterdir())) == 1

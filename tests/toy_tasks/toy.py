@@ -58,3 +58,8 @@ def ending(doc: dict) -> str:
 def judged(doc: dict, results: list[str]) -> dict:
     """A metric that knows by itself what is right."""
     return {"exact_match": float(doc["answer"] in results[0])}
+
+
+def shortened(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The first documents."""
+    return dataset.select(range(min(8, len(dataset))))
