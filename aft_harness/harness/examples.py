@@ -6,6 +6,7 @@ an example the training floor's.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from aft_harness.harness.gold import Gold
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ def examples_of(
         raise TaskError(f"task {name}: output type {task.OUTPUT_TYPE} has no answer to train on")
     gold = Gold(task, name, selection.target_field)
     rows = TrainingRows(task, selection)
+    if rows.of_evaluation:
+        logger.warning(
+            "task %s: the rows %s are of the split that it evaluates; results are held-out on its other rows only",
+            name,
+            rows,
+        )
     order, overlapping = rows.usable(split_seed)
     if not order:
         raise TaskError(

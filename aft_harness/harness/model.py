@@ -34,6 +34,7 @@ from aft_harness.errors import ModelError, ReferenceSyntaxError
 from aft_harness.harness import guards
 from aft_harness.harness.identity import answer_settings, cache_identity
 from aft_harness.harness.loading import load_as_hf, shown
+from aft_harness.harness.prompts import PromptGuard
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +89,9 @@ class SteeredHFLM(HFLM):
         layers = decoder_layers(self.model, layers_path)
         self.engine = Engine(self.model, layers, torch.device(self.device), packed=self.packing)
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
-        self._documents, self._other_models = guards.TrainingDocumentGuard(), guards.OtherModelGuard()
+        self._other_models, self._prompts = guards.OtherModelGuard(), PromptGuard()
+        self._guards = (guards.TrainingDocumentGuard(), self._prompts)
         self._settings = answer_settings(self)
-        self._set_variant(variant)
-
-    def _set_variant(self, variant: Variant) -> None:
         self.variant, self._steering = variant, self.steering_for(variant)
 
     def with_variant(self, variant: Variant) -> Self:
@@ -102,7 +101,7 @@ class SteeredHFLM(HFLM):
             BoosterError: The booster does not fit the model.
         """
         other = copy.copy(self)
-        other._set_variant(variant)
+        other.variant, other._steering = variant, self.steering_for(variant)
         return other
 
     def steering_for(self, variant: Variant) -> Steering | None:
@@ -148,36 +147,37 @@ class SteeredHFLM(HFLM):
             logger.warning("a request of %d tokens was cut from the left", len(request.context + request.continuation))
         return kept
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As `hf`."""
+        return self._prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
+
     def guard(self, requests: Sequence[Instance]) -> None:
-        """Says what there is to say before loglikelihoods of documents.
+        """Says what there is to say before documents are asked.
 
         Raises:
             TaskError: See `guards.check_letters`.
         """
-        self._documents.check(self.variant, requests)
+        for guard in self._guards:
+            guard.check(self.variant, requests)
         guards.check_letter_requests(requests, self.encode)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
         self.guard(requests)
         results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        self.refuse_non_finite(requests, [score for score, _ in results])
+        guards.refuse_non_finite(requests, [score for score, _ in results], self.variant, self.model.dtype)
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
-        self._documents.check(self.variant, requests)
+        self.guard(requests)
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        self.refuse_non_finite(requests, scores)
-        return scores
-
-    def refuse_non_finite(self, requests: Sequence[Instance], scores: Sequence[float]) -> None:
-        """See `guards.refuse_non_finite`."""
         guards.refuse_non_finite(requests, scores, self.variant, self.model.dtype)
+        return scores
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As `hf`, and warns when the booster was trained on some of the documents."""
-        self._documents.check(self.variant, requests)
+        self.guard(requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def score_variants(

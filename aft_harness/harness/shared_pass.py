@@ -15,6 +15,7 @@ from lm_eval.models.utils import Collator
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.scoring import Request
+from aft_harness.harness.guards import refuse_non_finite
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
 from aft_harness.progress import OnProgress
@@ -85,7 +86,8 @@ class SharedPass:
                 for index, found in zip(indices, results, strict=True):
                     pairs = dict(zip(members, found, strict=True))
                     asked = [self._asked[places[member]] for member in pairs]
-                    self.models[index].refuse_non_finite(asked, [score for score, _ in pairs.values()])
+                    scores = [score for score, _ in pairs.values()]
+                    refuse_non_finite(asked, scores, self._variants[index], self._lm.model.dtype)
                     self._scored[index].update((places[member], result) for member, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][member]: result for member, result in pairs.items()})

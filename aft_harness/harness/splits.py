@@ -40,10 +40,12 @@ class TrainingRows:
         self.docs: dict[int, Mapping[str, Any]] = {index: doc for index, doc in enumerate(docs) if index in self.rows}
         if not self.docs:
             raise TaskError(f"task {name}: {selection.train_docs} is empty; the split has {len(docs)} rows")
+        self.of_evaluation = rows.split == (task.config.test_split or task.config.validation_split)
+        """Whether the task evaluates the split that these rows are of."""
         evaluated = list(task.eval_docs)
         self._field = self._question_field(evaluated, documents.normalised)
         self._order_field = self._question_field(evaluated, documents.words)
-        if named is not None and rows.split == (task.config.test_split or task.config.validation_split):
+        if named is not None and self.of_evaluation:
             # The caller set these rows aside; what is evaluated is the rest of the split.
             evaluated = [doc for index, doc in enumerate(evaluated) if index not in self.rows]
         self.hashes = {index: documents.text_hash(self.question(doc)) for index, doc in self.docs.items()}

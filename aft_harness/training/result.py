@@ -46,6 +46,23 @@ class TrainingResult:
     stages: dict[str, float]
     peak_memory: int | None
 
+    @property
+    def concerns(self) -> list[str]:
+        """What is wrong with the training, a sentence each; empty where nothing is known to be."""
+        found = []
+        if not self.after.loss < self.before.loss:
+            found.append(
+                f"the booster does not help: on {self.measured_on} documents its loss is {self.after.loss:.4g}, the "
+                f"unchanged model's {self.before.loss:.4g}; try a smaller learning rate or more training documents"
+            )
+        largest = max(self.relative_norm, key=lambda layer: self.relative_norm[layer])
+        if not self.relative_norm[largest] < 1:
+            found.append(
+                f"the training diverged: the booster is {self.relative_norm[largest]:.3g} times as large as the "
+                f"residual stream at layer {largest}; use a smaller learning rate"
+            )
+        return found
+
     def plot(self, path: str | Path | None = None) -> Any:
         """Draws training and development loss.
 

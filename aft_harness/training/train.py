@@ -7,6 +7,7 @@ loaded model and Adam. Knows nothing of tasks' formats or of the command line.
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 from aft_harness.training.result import TrainingResult, loss_table
 from aft_harness.versions import versions
+
+logger = logging.getLogger(__name__)
 
 CACHE_LIMIT = 2 * 2**30
 """Bytes of hidden states that stay in memory."""
@@ -122,7 +125,7 @@ def train(
         "hyperparameters": {**hyperparameters, "temperatures": objective.temperatures},
         "licence": licence,
     }
-    return TrainingResult(
+    result = TrainingResult(
         booster=Booster(kept.injections, Provenance.of(provenance)),
         losses=loss_table([epoch.steps for epoch in epochs], scores),
         **measured,
@@ -132,6 +135,9 @@ def train(
         stages=clock.seconds,
         peak_memory=peak_memory(lm.device),
     )
+    for concern in result.concerns:
+        logger.warning(concern)
+    return result
 
 
 def _report_caching(on_progress: OnTraining, steps: int, done: int, total: int) -> None:

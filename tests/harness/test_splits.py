@@ -31,6 +31,13 @@ def test_documents_that_the_evaluation_holds_are_dropped_and_counted(lm: Steered
     assert tests.isdisjoint(example.document for example in examples.train)
 
 
+def test_rows_of_the_evaluated_split_are_said_to_be(lm: SteeredHFLM, caplog: pytest.LogCaptureFixture) -> None:
+    drawn("toy_choice", lm)
+    assert not caplog.text
+    drawn("toy_choice", lm, train_docs="test[0:5]")
+    assert "task toy_choice: the rows test[0:5] are of the split that it evaluates" in caplog.text
+
+
 def test_development_documents_are_carved_from_the_training_split(lm: SteeredHFLM) -> None:
     examples = drawn("toy_choice", lm, dev_docs=7, limit=10)
     assert (len(examples.train), len(examples.development)) == (10, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def test_the_table_has_a_row_a_step_and_development_losses_at_the_ends_of_epochs
     )
     pd.testing.assert_frame_equal(table, expected)
     assert loss_table([(4.0, 3.0)], [None])["development_loss"].isna().all()
+
+
+def test_a_training_that_went_wrong_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    lm = make_lm(double=False)
+    task = examples(lm, limit=7)
+    with caplog.at_level(logging.WARNING, "aft_harness"):
+        good = train(lm, [task], plain(epochs=2, batch_size=3, lr=1e-3))
+        assert good.after.loss < good.before.loss and good.concerns == [] and not caplog.text
+        wild = train(lm, [task], plain(epochs=2, batch_size=3, lr=1e6))
+    assert len(wild.concerns) == 2
+    help, size = wild.concerns
+    assert f"on training documents its loss is {wild.after.loss:.4g}" in help and "smaller learning rate" in help
+    assert f"{max(wild.relative_norm.values()):.3g} times as large as the residual stream" in size
+    for concern in wild.concerns:
+        assert concern in caplog.text
 
 
 def test_a_training_fills_the_table(trained: TrainingResult) -> None:
