@@ -5,6 +5,7 @@ Knows the module structure and the configuration of Hugging Face models. Knows n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     """The decoder layers of a Hugging Face causal language model, in order.
 
     The rule: the only `ModuleList` directly inside `model.get_decoder()` that has as many entries as the text
-    configuration has hidden layers.
+    configuration has hidden layers; where there is none, the only such list deeper inside of it or of the model.
 
     Args:
         model: The model, which may be wrapped by PEFT.
@@ -38,19 +39,32 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
             raise ModelError(f"{OVERRIDE}={path}: is a {type(found).__name__}, not a list of layers")
         return found
     try:
-        count = text_config(model).num_hidden_layers
+        config = text_config(model)
+        # Of an encoder-decoder's decoder alone, `num_hidden_layers` may be the encoder's.
+        count = getattr(config, "decoder_layers", None) or config.num_hidden_layers
         decoder = model.get_decoder()  # type: ignore[operator]  # forwarded by wrappers
     except AttributeError:
         raise ModelError(
             f"{type(model).__name__} is not a Hugging Face language model; name its layers with {OVERRIDE}=..."
         ) from None
     fitting = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == count]
+    for place in (decoder, model):  # some models call their head `decoder`
+        fitting = fitting or list(_outermost(place, count))
     if len(fitting) != 1:
         raise ModelError(
             f"{type(model).__name__} has {len(fitting)} lists of {count} layers; name the right one with "
             f"{OVERRIDE}=... (for example {OVERRIDE}=model.layers)"
         )
     return fitting[0]
+
+
+def _outermost(module: nn.Module, count: int) -> Iterator[nn.ModuleList]:
+    """Lists of `count` entries inside a module, without those that lie in another of them."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            yield child
+        else:
+            yield from _outermost(child, count)
 
 
 def text_config(model: nn.Module) -> Any:

@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from engine_cases import ARCHITECTURES
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from aft_harness.engine.decoder import check_causal, decoder_layers
 from aft_harness.errors import ModelError
@@ -17,6 +18,34 @@ def test_layers_are_found_under_lora(tiny_model: Any) -> None:
     layers = decoder_layers(model)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     assert list(decoder_layers(wrapped)) == list(layers)
+
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "path"),
+    [
+        ("llama4_text", {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}, "model.layers"),
+        ("modernbert-decoder", {"num_hidden_layers": 3, "intermediate_size": 64}, "model.layers"),
+        ("bert", {"num_hidden_layers": 3, "intermediate_size": 64, "is_decoder": True}, "bert.encoder.layer"),
+        # A decoder alone, of a configuration that counts the encoder's layers.
+        ("bart", {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3}, "model.decoder.layers"),
+    ],
+)
+def test_layers_are_found_where_get_decoder_does_not_lead(kind: str, settings: dict[str, Any], path: str) -> None:
+    known = {**_SMALL, **settings}
+    if kind == "llama4_text":
+        known |= {"intermediate_size": 32, "intermediate_size_mlp": 32, "num_local_experts": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **known))
+    assert decoder_layers(model) is model.get_submodule(path) and len(decoder_layers(model)) == 3
 
 
 def test_an_override_names_the_layers(tiny_model: Any) -> None:
