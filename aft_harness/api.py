@@ -19,6 +19,7 @@ from torch import nn
 from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
+from aft_harness.engine.decoder import input_device
 from aft_harness.errors import ModelError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
@@ -71,7 +72,7 @@ def opened(
     if tokenizer is None:
         raise ModelError(f"a loaded {type(model).__name__} needs its tokenizer too: pass tokenizer=")
     modes = [(module, module.training) for module in model.modules()]
-    model_args.setdefault("device", str(next(model.parameters()).device))
+    model_args.setdefault("device", str(input_device(model)))
     try:
         # The tokenizer's padding is changed for scoring: that of a copy.
         yield SteeredHFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, **model_args)  # type: ignore[arg-type]

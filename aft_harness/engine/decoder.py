@@ -77,6 +77,17 @@ def hidden_size(model: nn.Module) -> int:
     return int(text_config(model).hidden_size)
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its input, wherever its weights lie while it does not run."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    for module in (model, embeddings):
+        hook = getattr(module, "_hf_hook", None)  # accelerate's
+        if (device := getattr(hook, "execution_device", None)) is not None:
+            return torch.device(device)
+    at_hand = (parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+    return next(at_hand, torch.device("cpu"))
+
+
 @torch.no_grad()
 def check_causal(model: nn.Module) -> None:
     """Checks by running it that `model` predicts tokens from earlier tokens only.
@@ -84,7 +95,7 @@ def check_causal(model: nn.Module) -> None:
     Raises:
         ModelError: A later token changes an earlier position, as in a masked language model.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     first, second = (torch.tensor([[1, 2, 3, last]], device=device) for last in (4, 5))
     before, after = (model(tokens).logits[0, :3].float() for tokens in (first, second))
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-2):

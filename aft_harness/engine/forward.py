@@ -95,7 +95,10 @@ class ForwardPass:
         mlp = last_mlp(self.layers) if self.packed else None
         with narrowed(mlp, keep) if mlp else nullcontext():
             logits: Tensor = self.run(batch, **({"logits_to_keep": keep} if by_position else {})).logits
-        return logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+        if logits.dim() == 2:
+            return logits
+        # Learned prompts of PEFT stand in front of the row, with logits of their own.
+        return logits[:, -keep.shape[1] :][keep.to(logits.device)]
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""

@@ -18,7 +18,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from aft_harness.boosters.booster import PROVIDED, Booster
 from aft_harness.boosters.injections import Injection, StaticInjection
-from aft_harness.engine.decoder import decoder_layers, hidden_size
+from aft_harness.engine.decoder import decoder_layers, hidden_size, input_device
 from aft_harness.errors import BoosterError, ModelError
 
 
@@ -163,7 +163,7 @@ def refuse_ignored_hooks(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     Raises:
         ModelError: It has none at one of them: the booster would seem to change nothing.
     """
-    tokens = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    tokens = torch.tensor([[1, 2]], device=input_device(model))
 
     def moved(module: nn.Module, inputs: Any, output: Any) -> Any:
         return injected(module, output, [StaticInjection(torch.full((hidden_size(model),), 1e2))])

@@ -26,7 +26,7 @@ from aft_harness.boosters import references
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import BASELINE, Variant, VariantRecord
 from aft_harness.engine import generation
-from aft_harness.engine.decoder import check_causal, decoder_layers
+from aft_harness.engine.decoder import check_causal, decoder_layers, input_device
 from aft_harness.engine.identity import identify
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
@@ -85,9 +85,10 @@ class SteeredHFLM(HFLM):
         if self.backend != "causal":
             raise ModelError(f"{shown(pretrained)} is not a causal language model but {self.backend}")
         check_causal(self.model)
+        if self.device.type == "meta":  # offloaded: where its first weight lies is not where it runs
+            self._device = input_device(self.model)
         self.layers_path = layers_path
-        layers = decoder_layers(self.model, layers_path)
-        self.engine = Engine(self.model, layers, torch.device(self.device), packed=self.packing)
+        self.engine = Engine(self.model, decoder_layers(self.model, layers_path), self.device, packed=self.packing)
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
         self._other_models, self._prompts = guards.OtherModelGuard(), PromptGuard()
         self._guards = (guards.TrainingDocumentGuard(), self._prompts)

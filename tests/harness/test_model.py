@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import disk_offload
 from harness_cases import TEXTS, TOYS, booster, requests
 from lm_eval import simple_evaluate
 from lm_eval.models.hf_steered import SteeredModel
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.engine.decoder import decoder_layers
 from aft_harness.engine.probe import Extent
+from aft_harness.engine.steering import Steering
 from aft_harness.errors import AftError, BoosterError, ModelError, ReferenceSyntaxError
 from aft_harness.harness.model import SteeredHFLM
 
@@ -210,3 +214,38 @@ def test_smollm2_on_real_rows_equals_hf(real_data: Path, smollm2: Path) -> None:
     _, exact = run("hf", "float64")
     assert ours == pytest.approx(exact, abs=1e-4, rel=0)
     assert ours == pytest.approx(theirs, abs=3e-4, rel=0)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_learned_prompts_of_peft_are_scored_as_hf_scores_them(kind: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model("llama"), kind(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tiny_tokenizer, "batch_size": 4}
+    stock, ours = HFLM(**arguments), SteeredHFLM(**arguments)
+    assert_close(ours.loglikelihood(requests()), stock.loglikelihood(requests()))
+    assert not ours.engine.packed
+    texts = requests("loglikelihood_rolling", [(text,) for _, text in TEXTS])
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(stock.loglikelihood_rolling(texts), abs=1e-4)
+    asked = requests("generate_until", [("The child walks", {"until": ["."], "max_gen_toks": 6})])
+    assert ours.generate_until(asked) == stock.generate_until(asked)
+    # With a booster: as stock around the same hook, and several variants as each of them alone.
+    with Steering(model, booster()):
+        expected = stock.loglikelihood(requests())
+    steered = SteeredHFLM(vector=booster(), **arguments)
+    assert_close(steered.loglikelihood(requests()), expected)
+    encoded = [ours.encode(*request.args) for request in requests()]
+    both = ours.score_variants(encoded, [BASELINE, Variant("a", booster())])
+    assert_close(both[0], stock.loglikelihood(requests()))
+    assert_close(both[1], expected)
+
+
+def test_a_model_that_is_spread_over_devices_is_loaded_and_steered(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    folder = str(tiny_checkpoint("llama"))
+    expected = SteeredHFLM(pretrained=folder, vector=booster(), device="cpu").loglikelihood(requests())
+    for arguments in ({"parallelize": True}, {"device_map": "auto"}):
+        spread = SteeredHFLM(pretrained=folder, vector=booster(), offload_folder=str(tmp_path), **arguments)
+        assert_close(spread.loglikelihood(requests()), expected)
+    offloaded = disk_offload(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "disk", torch.device("cpu"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    on_disk = SteeredHFLM(pretrained=offloaded, tokenizer=tokenizer, vector=booster(), device="cpu")
+    assert_close(on_disk.loglikelihood(requests()), expected)
