@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.vocabulary import Kind
 from aft_harness.cli.app import option
 from aft_harness.cli.values import SLICE, Number, by_task, count, positive
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.harness.preflight import Shape
 
 _Command = Callable[..., Any]
 
@@ -277,6 +279,26 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
     Raises:
         click.BadParameter: `--model-args` cannot be read.
     """
+    return _checked(values, batch_size)[:2]
+
+
+def check_layers(values: Mapping[str, Any], layers: Layers | str | int | None) -> None:
+    """Refuses a model that cannot be loaded, and layers that it does not have, before anything costs time.
+
+    Args:
+        values: Of `model_options`.
+        layers: Which layers; None and `auto` fit every model.
+
+    Raises:
+        AftError: One line says what is wrong.
+    """
+    _, arguments, shape = _checked(values)
+    if shape is not None and "layers_path" not in arguments and layers not in (None, "auto"):
+        Layers.of(layers).resolve(shape.layers)
+
+
+def _checked(values: Mapping[str, Any], batch_size: int | str = 16) -> tuple[str, dict[str, Any], Shape | None]:
+    from aft_harness.harness import preflight
     from aft_harness.harness.loading import parse_arguments
 
     with option("--model-args"):
@@ -290,7 +312,7 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
     }
     if values["device"]:
         arguments["device"] = values["device"]
-    return values["model"], arguments
+    return values["model"], arguments, preflight.check(values["model"], arguments)
 
 
 def opened_model(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredHFLM]:

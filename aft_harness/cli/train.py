@@ -9,6 +9,7 @@ import click
 
 from aft_harness.cli.app import CONTEXT, main
 from aft_harness.cli.options import (
+    check_layers,
     drawing_options,
     model_arguments,
     model_options,
@@ -75,6 +76,7 @@ def train(
     with quiet():
         from aft_harness import api
 
+        check_layers(model, layers)
         name, arguments = model_arguments(model)
         with training_bar() as update:
             result = api.train(

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from aft_harness.errors import AftError, ModelError, ParseError
+from aft_harness.harness import preflight
 from aft_harness.harness.notices import without_notices
+
+if TYPE_CHECKING:
+    from aft_harness.boosters.booster import Booster
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -29,12 +33,25 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return dict(simple_parse_args_string(text))
 
 
-def load_as_hf(load: Callable[..., None], pretrained: str | transformers.PreTrainedModel, **kwargs: Any) -> None:
+def load_as_hf(
+    load: Callable[..., None],
+    pretrained: str | transformers.PreTrainedModel,
+    booster: Booster | None = None,
+    **kwargs: Any,
+) -> None:
     """Runs `HFLM.__init__` and turns what bad input makes it raise into one clear line.
 
+    Args:
+        load: That method.
+        pretrained: Hub id, folder or loaded model.
+        booster: What the model will be steered with; one that cannot fit is refused before weights are loaded.
+        **kwargs: Further arguments of `hf`.
+
     Raises:
-        ModelError: The model cannot be loaded.
+        AftError: The model cannot be loaded, or an argument not be understood.
     """
+    if isinstance(pretrained, str):
+        preflight.check(pretrained, kwargs, booster)
     try:
         with nullcontext() if isinstance(pretrained, str) else without_notices():
             load(pretrained=pretrained, **kwargs)

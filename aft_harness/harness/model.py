@@ -81,7 +81,7 @@ class SteeredHFLM(HFLM):
         variant = BASELINE if vector is None else references.load(vector, scale)
         self.packing = _switch("packing", packing)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        load_as_hf(super().__init__, pretrained, device=device, **kwargs)
+        load_as_hf(super().__init__, pretrained, None if layers_path else variant.booster, device=device, **kwargs)
         if self.backend != "causal":
             raise ModelError(f"{shown(pretrained)} is not a causal language model but {self.backend}")
         check_causal(self.model)

@@ -36,7 +36,9 @@ def test_extraction_writes_boosters_and_refuses_bad_input(model: str, in_tmp: Pa
     shown = aft("show", "a.safetensors").stdout
     assert f"{right} of 12 documents answered correctly" in shown and "toy_choice train[0:24]: 12 documents" in shown
     Path("asked.txt").write_text("What is light?\n\nWho are you?\n")
-    result = aft("extract", "function-vector", *common, "--questions", "asked.txt", "--layer", "1")
+    asked = ["extract", "function-vector", *common, "--questions", "asked.txt", "--layer", "1"]
+    assert_refused(aft(*asked), 2, "a.safetensors exists; --overwrite replaces it")
+    result = aft(*asked, "--overwrite")
     assert result.exit_code == 0 and "layer 1, 2 questions" in result.stdout
     shown = aft("show", "a.safetensors").stdout
     assert "function-vector" in shown and "norm 1.0000" in shown and "objective" not in shown
@@ -53,5 +55,5 @@ def test_extraction_writes_boosters_and_refuses_bad_input(model: str, in_tmp: Pa
         (["mean-difference", *common, *tasks, "--tasks", "toy_text"], 1, "toy_text has no choices"),
         (["mean-difference", *common, *tasks, "--tasks", "toy_choice,toy_text"], 1, "takes one task, not 2"),
     ):
-        assert_refused(aft("extract", *arguments), exit_code, reason)
+        assert_refused(aft("extract", *arguments, "--overwrite"), exit_code, reason)
     assert Path("a.safetensors").read_bytes() == before

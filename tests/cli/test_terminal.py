@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pty
 import subprocess
@@ -79,9 +78,3 @@ def test_bars_have_labels_and_totals_and_nothing_is_said_twice(
     assert ("evaluating" in text) == notes
     assert "0request" not in text
     assert "2/2" not in text, "a bar of a library, which nobody could tell the meaning of"
-
-
-def test_no_logger_is_left_changed_for_the_library() -> None:
-    import aft_harness  # noqa: F401
-
-    assert logging.getLogger("lm_eval").level != logging.ERROR
