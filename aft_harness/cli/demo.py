@@ -23,7 +23,7 @@ def tasks_folder() -> None:
 @main.command("demo-model", context_settings=CONTEXT)
 def demo_model() -> None:
     """Print the folder of the embedded model, SmolLM2-135M-Instruct, made on first use."""
-    with quiet():
+    with quiet(hub=False):
         from aft_harness.demo import model_folder
 
         path = model_folder()
@@ -34,7 +34,7 @@ def demo_model() -> None:
 @click.option("--output", default="demo", show_default=True, metavar="FOLDER", help="Where the results go.")
 def demo(output: str) -> None:
     """Train a booster for the embedded model, evaluate it with the stock lm_eval, and print the paired result."""
-    with quiet():
+    with quiet(hub=False):
         from aft_harness.demo import run
 
         run(Path(output))

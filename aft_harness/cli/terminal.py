@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -32,15 +32,45 @@ _WIDTH = 160
 """Characters of a line that shows somebody's text."""
 
 
+HUB_TIMEOUT = 5.0
+"""Seconds that the hub has to answer in."""
+
+
+def offline_if_unreachable() -> None:
+    """Sets `HF_HUB_OFFLINE` where nothing is said of it and the hub cannot be reached.
+
+    The libraries retry every file for half a minute before they take what is in their caches. They read the setting
+    when they are imported.
+    """
+    if "HF_HUB_OFFLINE" in os.environ or "HF_DATASETS_OFFLINE" in os.environ:
+        return
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    asked = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
+    try:
+        with suppress(HTTPError), urlopen(asked, timeout=HUB_TIMEOUT):  # whatever it answers
+            pass
+    except (OSError, ValueError) as error:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        reason = getattr(error, "reason", error)
+        note(f"the Hugging Face Hub cannot be reached ({reason}): only what is in the cache is used")
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, hub: bool = True) -> Iterator[None]:
     """Keeps the libraries' bars and notices off the screen; warnings of aft_harness stay.
 
     With --verbose their notices are shown too, with --quiet no warnings. Their bars, of which nobody could tell what
     they count, give way to ours.
+
+    Args:
+        hub: Models or data sets may be on the hub; see `offline_if_unreachable`.
     """
     import logging
 
+    if hub:
+        offline_if_unreachable()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import pty
+import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +64,37 @@ def _read(terminal: int) -> Iterator[bytes]:
         if not part:
             return
         yield part
+
+
+def asked(endpoint: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """What the check leaves in the environment of a process, and says."""
+    program = "from aft_harness.cli import terminal; terminal.HUB_TIMEOUT = 0.5; terminal.offline_if_unreachable();"
+    program += "import os; print(os.environ.get('HF_HUB_OFFLINE'))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "http", "HTTP"))}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "HF_ENDPOINT": endpoint, **settings},
+    )
+
+
+def test_without_a_network_only_the_caches_are_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert asked(address).stdout == "1\n"
+    gone = asked(address)  # refuses to connect
+    assert gone.stdout == "1\n"
+    assert "cannot be reached ([Errno" in gone.stderr and "only what is in the cache is used" in gone.stderr
+    for said in ({"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "1"}):
+        explicit = asked(address, **said)
+        assert explicit.stdout.strip() == said["HF_HUB_OFFLINE"] and not explicit.stderr
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        answered = asked(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (answered.stdout, answered.stderr) == ("None\n", "")
 
 
 @pytest.mark.parametrize(
