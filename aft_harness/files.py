@@ -11,23 +11,36 @@ import re
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from aft_harness.errors import FileError
+from aft_harness.errors import AftError, FileError
 
 ABANDONED = 3600.0
-"""Seconds after which a temporary file is nobody's any more: all its bytes are written at once, in a moment."""
+"""Seconds after which a temporary file is nobody's any more: a writer goes on writing, without a pause."""
 
 _SUFFIX = ".aft-tmp"
 _NAME_BYTES = 200  # of the 255 that file systems allow, so that the name of the temporary file fits, too
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader, or a crash at any moment, sees the old file or the new one.
+    """Writes `data` to `path`, see `writing_atomically`.
 
-    A symbolic link is followed: the file that it points to is replaced, and the link stays. What killed writers of the
-    same file left behind is removed.
+    Raises:
+        FileError: The folder does not exist or cannot be written.
+    """
+    with writing_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that becomes `path` at the end of the block, and nothing if the block fails.
+
+    A reader, or a crash at any moment, sees the old file or the new one. A symbolic link is followed: the file that it
+    points to is replaced, and the link stays. What killed writers of the same file left behind is removed.
 
     Raises:
         FileError: The folder does not exist or cannot be written.
@@ -40,7 +53,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         prefix = _temporary_prefix(target)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=_SUFFIX)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -49,6 +62,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, target)
         temporary = None
         _remove_abandoned(target.parent, prefix)
+    except AftError:  # of the block
+        raise
     except (OSError, ValueError) as error:  # ValueError: what no path can hold
         raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:
