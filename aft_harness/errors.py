@@ -57,3 +57,7 @@ class CacheError(AftError, RuntimeError):
 
 class TrainingError(AftError, ValueError):
     """A training request whose settings do not go together, or that diverged."""
+
+
+class ExportError(AftError, ValueError):
+    """A booster that another tool's format cannot say exactly, or a model that cannot hold it."""

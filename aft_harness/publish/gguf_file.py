@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import NamedTuple
 
 from aft_harness.errors import BoosterError
@@ -39,7 +40,7 @@ BLOCKS = {
     23: (256, 136),
     30: (1, 2),
 }
-"""Numbers in a block and its bytes, by the type of a tensor: F32, F16, Q4_0 ... Q8_0, Q2_K ... Q6_K, IQ4_NL, IQ4_XS, BF16."""
+"""Numbers in a block and its bytes, by type: F32, F16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, BF16."""
 
 _HEAD = struct.Struct("<4sIQQ")
 _ALIGNMENT = "general.alignment"
@@ -124,22 +125,18 @@ class GgufHeader:
         return _padded(size, self.alignment)
 
 
-def read_header(data: bytes | memoryview) -> GgufHeader:
+def read_header(data: bytes | mmap) -> GgufHeader:
     """Reads a header.
 
     Args:
-        data: The file, or the memory that it is mapped into.
+        data: The file, or the memory that it is mapped into, of which no more than the header is looked at.
 
     Raises:
         GgufError: It is no GGUF file, one of another version or byte order, or damaged; one line says which.
     """
-    view = memoryview(data)
-    try:
-        if bytes(view[:4]) != MAGIC:
-            raise GgufError("is not a GGUF file")
-        return _read(_Cursor(view))
-    finally:
-        view.release()
+    if data[:4] != MAGIC:
+        raise GgufError("is not a GGUF file")
+    return _read(_Cursor(data))
 
 
 def written_header(
@@ -185,10 +182,10 @@ def _padded(size: int, alignment: int) -> int:
 class _Cursor:
     """A place in the bytes that moves on as they are read, and never beyond their end."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: bytes | mmap) -> None:
         self.data, self.place = data, 0
 
-    def taken(self, size: int) -> memoryview:
+    def taken(self, size: int) -> bytes:
         if size > len(self.data) - self.place:
             raise GgufError("is cut short or damaged: its header ends too early")
         self.place += size
@@ -201,7 +198,7 @@ class _Cursor:
         return self.unpacked(form)[0]
 
     def text(self) -> str:
-        data = bytes(self.taken(self.number("<Q")))
+        data = self.taken(self.number("<Q"))
         try:
             return data.decode()
         except UnicodeDecodeError:
@@ -228,7 +225,9 @@ def _read(cursor: _Cursor) -> GgufHeader:
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
         reason = "of big-endian byte order" if swapped else f"of version {version}"
-        raise GgufError(f"is a GGUF file {reason}; versions {VERSIONS[0]} and {VERSIONS[1]}, little-endian, can be read")
+        raise GgufError(
+            f"is a GGUF file {reason}; versions {VERSIONS[0]} and {VERSIONS[1]}, little-endian, can be read"
+        )
     if max(count, keys) > _ENTRIES:
         raise GgufError("is damaged: its header counts more entries than there can be")
     begin = cursor.place
@@ -253,8 +252,8 @@ def _read(cursor: _Cursor) -> GgufHeader:
         metadata,
         tensors,
         keys,
-        bytes(cursor.data[begin:middle]),
-        bytes(cursor.data[middle : cursor.place]),
+        cursor.data[begin:middle],
+        cursor.data[middle : cursor.place],
         _padded(cursor.place, alignment),
         alignment,
     )

@@ -5,11 +5,21 @@ Knows llama.cpp's control vectors: `direction.N` is added to the output of decod
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from aft_harness.errors import ExportError
+from aft_harness.files import write_atomically
+from aft_harness.publish.export.gguf_model import ModelFile
+from aft_harness.publish.export.target import Exported, Job, Target, origin_entries, static_vectors
 from aft_harness.publish.gguf_file import F32, TensorEntry, metadata_entry, tensor_entry, written_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aft_harness.boosters.model_identity import ModelIdentity
 
 ALIGNMENT = 32
 
@@ -40,8 +50,51 @@ HINTS = {
 """What llama.cpp calls the architectures of transformers; of others the name of the class is written."""
 
 
+def run(job: Job) -> Exported:
+    """See `Target`."""
+    vectors = static_vectors(job.variant, "a control vector")
+    if 0 in vectors:
+        raise ExportError(
+            "llama.cpp's control vectors cannot steer layer 0; write the booster into the model instead (aft export "
+            "gguf-model, or checkpoint)"
+        )
+    booster = job.variant.booster
+    base = booster.provenance.base_model if booster else None
+    layers, hint = _described(job.model, vectors, base)
+    if max(vectors) >= layers:
+        raise ExportError(f"layer {max(vectors)} is out of range: the model has {layers} layers")
+    write_atomically(job.output, control_vector(vectors, layers, hint, origin_entries(job.variant)))
+    file, model = shlex.quote(str(job.output)), shlex.quote(job.model or "MODEL.gguf")
+    use = (
+        f"llama-server -m {model} --control-vector {file}\n"
+        "# at half the strength, and with a second one:\n"
+        f"llama-server -m {model} --control-vector-scaled {file}:0.5,OTHER.gguf:1"
+    )
+    return Exported(job.output, use, _CHECK)
+
+
+def _described(model: str | None, vectors: Mapping[int, Tensor], base: ModelIdentity | None) -> tuple[int, str]:
+    """How many layers the model has, and what llama.cpp calls its architecture.
+
+    Raises:
+        ExportError: The model does not fit, or neither it nor the booster says how many layers there are.
+    """
+    recorded = base.layers if base else 0
+    if model is not None:
+        file = ModelFile.read(Path(model))
+        file.check_fits(len(next(iter(vectors.values()))), tuple(vectors), recorded)
+        assert file.layers is not None
+        return file.layers, file.architecture
+    if base is None or not recorded:
+        raise ExportError(
+            "the booster does not say how many layers its model has, and llama.cpp serves the unsteered model where a "
+            "control vector does not fit: name the model's GGUF file (--model MODEL.gguf)"
+        )
+    return recorded, HINTS.get(base.architecture, base.architecture.removesuffix("ForCausalLM").lower() or "unknown")
+
+
 def control_vector(vectors: Mapping[int, Tensor], layers: int, hint: str, origin: Mapping[str, str | float]) -> bytes:
-    """The bytes of a control vector.
+    """The bytes of a control vector's file.
 
     Args:
         vectors: What is added to the output of each layer; [hidden]. Never of layer 0, which llama.cpp cannot steer.
@@ -65,3 +118,17 @@ def control_vector(vectors: Mapping[int, Tensor], layers: int, hint: str, origin
     pairs = [metadata_entry(key, value) for key, value in metadata.items()]
     header = written_header(b"".join(pairs), len(pairs), b"".join(entries), len(entries), ALIGNMENT)
     return header + b"".join(parts)
+
+
+_CHECK = (
+    "the same prompt at temperature 0 with and without the option; where llama.cpp says `control vector "
+    "n_embd does not match model` or of `direction` tensors that they are invalid, the model runs without it"
+)
+
+TARGET = Target(
+    name="gguf",
+    summary="A control vector for llama.cpp: llama-server -m MODEL.gguf --control-vector FILE.",
+    run=run,
+    suffix=".gguf",
+    model="the GGUF file that it is for, which it is checked to fit",
+)

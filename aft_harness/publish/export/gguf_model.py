@@ -1,24 +1,24 @@
 """The target `gguf-model`: a user's GGUF model with the booster in it, as biases of the layers' last linear.
 
-Knows which architectures llama.cpp gives such a bias, and how it uses it. All that the model's file holds is copied byte
-for byte: quantised weights stay as they are, and metadata of any kind. Only the number of tensors and of metadata
+Knows which architectures llama.cpp gives such a bias, and how it uses it. All that the model's file holds is copied
+byte for byte: quantised weights stay as they are, and metadata of any kind. Only the number of tensors and of metadata
 entries in the header changes, and biases that are there already.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-import numpy as np
-from torch import Tensor
+from typing import IO, TYPE_CHECKING
 
 from aft_harness.errors import AftError, ExportError, FileError
 from aft_harness.files import check_regular, writing_atomically
+from aft_harness.publish.export.target import Exported, Job, Target, origin_entries, static_vectors
 from aft_harness.publish.gguf_file import (
     F32,
     GgufHeader,
@@ -31,12 +31,15 @@ from aft_harness.publish.gguf_file import (
 )
 from aft_harness.text import printable
 
-PLAIN = frozenset(
-    ("bloom", "codeshell", "deci", "gpt2", "gptneox", "jais", "jais2", "llama", "mistral3", "mpt", "nemotron", "phi2")
-) | {"starcoder", "starcoder2"}
-"""Architectures whose `ffn_down.bias` llama.cpp adds to the residual stream as it is (`src/models/*.cpp`)."""
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
-SCALED = frozenset(("granite", "minicpm"))
+PLAIN = frozenset(("bloom", "gpt2", "gptneox", "llama", "nemotron", "phi2", "starcoder", "starcoder2"))
+"""Architectures whose `ffn_down.bias` llama.cpp adds to the residual stream as it is. `llama` is also what it calls
+Mistral, SmolLM2, TinyLlama and other models of Llama's form. Each was run; see scripts/studies/verify_exports.py."""
+
+SCALED = frozenset(("granite",))
 """Those that multiply the output of the MLP, bias included, by `residual_scale` first."""
 
 REASONS = {
@@ -82,7 +85,7 @@ class ModelFile:
             if not size:
                 raise FileError("is empty")
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                header = read_header(memoryview(mapped))
+                header = read_header(mapped)
             if (parts := header.number("split.count") or 1) > 1:
                 raise ExportError(
                     f"is one of {parts} parts; join them first: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf"
@@ -120,12 +123,33 @@ class ModelFile:
         """
         own_width, own_layers = self.number("embedding_length"), self.layers
         if own_width is None or own_layers is None:
-            raise ExportError(f"{self.path}: does not say how wide and deep the model is; is it a language model's file?")
+            raise ExportError(
+                f"{self.path}: does not say how wide and deep the model is; is it a language model's file?"
+            )
         if own_width != width:
             raise ExportError(f"{self.path}: has a hidden size of {own_width}, the booster one of {width}")
         if layers[-1] >= own_layers or recorded not in (0, own_layers):
             asked = f"is for a model of {recorded}" if recorded else f"changes layer {layers[-1]}"
             raise ExportError(f"{self.path}: has {own_layers} layers; the booster {asked}")
+
+
+def run(job: Job) -> Exported:
+    """See `Target`."""
+    vectors = static_vectors(job.variant, "a bias in a GGUF model")
+    assert job.model is not None and job.variant.booster is not None
+    model = ModelFile.read(Path(job.model))
+    base = job.variant.booster.provenance.base_model
+    model.check_fits(job.variant.booster.hidden_size, tuple(vectors), base.layers if base else 0)
+    if os.path.exists(job.output) and os.path.samefile(job.output, model.path):
+        raise ExportError(f"{job.output}: is the model itself; give another name")
+    write_steered(model, vectors, origin_entries(job.variant), job.output)
+    file = shlex.quote(str(job.output))
+    use = (
+        f"llama-server -m {file}\n"
+        f"# Ollama:\necho 'FROM ./{job.output.name}' > Modelfile && ollama create NAME -f Modelfile\n"
+        f"# LM Studio:\nlms import {file}"
+    )
+    return Exported(job.output, use, "the same prompt at temperature 0 with this file and with the original")
 
 
 def bias_name(layer: int) -> str:
@@ -148,10 +172,14 @@ def write_steered(
         ExportError: The architecture has no such bias, or the file holds a booster already.
         FileError: The file cannot be read or written.
     """
+    import numpy as np
+
     header = model.header
     factor = _factor(model)
     if steered := header.text("aft.booster_sha256"):
-        raise ExportError(f"{model.path}: holds the booster {printable(steered)[:12]} already; export onto the original model")
+        raise ExportError(
+            f"{model.path}: holds the booster {printable(steered)[:12]} already; export onto the original model"
+        )
     present: list[tuple[TensorEntry, np.ndarray]] = []
     added: list[tuple[TensorEntry, np.ndarray]] = []
     place = _end(model)
@@ -201,9 +229,13 @@ def _factor(model: ModelFile) -> float:
     if name in SCALED:
         scale = model.header.metadata.get(f"{name}.residual_scale")
         if not isinstance(scale, float) or not 0 < abs(scale) < float("inf"):
-            raise ExportError(f"{model.path}: lacks {name}.residual_scale, which the bias has to be divided by; {WAY_OUT}")
+            raise ExportError(
+                f"{model.path}: lacks {name}.residual_scale, which the bias has to be divided by; {WAY_OUT}"
+            )
         return scale
-    reason = REASONS.get(name, f"of the architecture {printable(name) or 'unknown'} it is not known that llama.cpp gives it one")
+    reason = REASONS.get(
+        name, f"of the architecture {printable(name) or 'unknown'} it is not known that llama.cpp gives it one"
+    )
     raise ExportError(f"{model.path}: a booster cannot be a bias of this model: {reason}; {WAY_OUT}")
 
 
@@ -245,3 +277,13 @@ def _copy(source: IO[bytes], target: IO[bytes], start: int, length: int) -> None
 def _at(target: IO[bytes], place: int, data: bytes) -> None:
     target.seek(place)
     target.write(data)
+
+
+TARGET = Target(
+    name="gguf-model",
+    summary="Your GGUF model with the booster in it, for Ollama, LM Studio and llama.cpp, without further flags.",
+    run=run,
+    suffix=".gguf",
+    model="the GGUF file that the booster is written into; it is copied, and stays as it is",
+    needs_model=True,
+)

@@ -35,7 +35,9 @@ METHOD = "imported"
 ORIGIN = "aft_export.json"
 """Beside the files of a folder that this package exported: what it was made from."""
 
-KNOWN = "a llama.cpp control vector (GGUF), lm-eval's steered .pt, a .pt of (layers, hidden), or a PEFT adapter's folder"
+KNOWN = (
+    "a llama.cpp control vector (GGUF), lm-eval's steered .pt, a .pt of (layers, hidden), or a PEFT adapter's folder"
+)
 
 
 def import_booster(path: str | os.PathLike[str], model: SteeredHFLM | None = None) -> Booster:

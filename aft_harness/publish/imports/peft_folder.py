@@ -48,12 +48,16 @@ def read(config: bytes, weights: bytes, origin: Mapping[str, Any]) -> Foreign:
     settings = _settings(config)
     kind = settings.get("peft_type")
     if kind not in ("BEFT", "LORA"):
-        raise BoosterError(f"is a PEFT adapter of type {printable(kind)}; only biases can be a booster: BEFT, or LoRA with lora_bias")
+        raise BoosterError(
+            f"is a PEFT adapter of type {printable(kind)}; only biases can be a booster: BEFT, or LoRA with lora_bias"
+        )
     parts: dict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in _tensors(weights).items():
         match = _KEY.fullmatch(name)
         if match is None or match["inner"].split(".")[-1] not in LAST_LINEARS:
-            raise BoosterError(f"changes {printable(name)}; a booster is a bias of the last linear of an MLP, such as mlp.down_proj")
+            raise BoosterError(
+                f"changes {printable(name)}; a booster is a bias of the last linear of an MLP, such as mlp.down_proj"
+            )
         parts[layer_number(match["layer"], name), match["inner"]][match["part"]] = tensor
     vectors: dict[int, Tensor] = {}
     modules: dict[int, str] = {}

@@ -111,7 +111,9 @@ def _matrix(tensor: Tensor, origin: Mapping[str, Any]) -> Foreign:
     rows = {layer: checked_vector(row, f"row {layer}") for layer, row in enumerate(tensor)}
     kept = set(map(str, named)) if isinstance(named := origin.get("layers"), list) else set()
     # A layer that is not steered is a row of zeros; so is one that this package exported with a vector of zeros.
-    return Foreign(MATRIX, {layer: row for layer, row in rows.items() if row.any() or str(layer) in kept}, origin=origin)
+    return Foreign(
+        MATRIX, {layer: row for layer, row in rows.items() if row.any() or str(layer) in kept}, origin=origin
+    )
 
 
 def _origin(text: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def main() -> None:
     np.savez(request["output"], scores=np.array(scores), logits=np.concatenate(kept) if kept else np.zeros((0, 0)))
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def SILENT(level: int, text: bytes, _: object) -> None:
     """Keeps llama.cpp's notices off the screen; errors are shown."""
     if level == 4:
