@@ -24,12 +24,12 @@ def import_(source: Path, output: Path, model: str | None) -> None:
     FILE is a GGUF control vector, a .pt of lm-eval's steered model type or of (layers, hidden), or the folder of a PEFT
     adapter that is nothing but biases. Which it is, is seen from its content.
     """
-    with quiet():
-        from aft_harness.publish.imports.importing import import_booster
+    from aft_harness.publish.imports.importing import import_booster
 
-        if model is None:
-            booster = import_booster(source)
-        else:
+    if model is None:
+        booster = import_booster(source)
+    else:
+        with quiet():
             from aft_harness.api import opened
 
             with opened(model, dtype="float32") as lm:

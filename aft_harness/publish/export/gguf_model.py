@@ -261,6 +261,8 @@ def _bias(model: ModelFile, layer: int, width: int) -> TensorEntry | None:
 
 def _end(model: ModelFile) -> int:
     """Where a further tensor begins, from the start of the data."""
+    if not model.header.tensors:
+        return 0
     last = list(model.header.tensors.values())[-1]
     # Of a type that is not known here the size is not, either: then the last tensor ends where the file does.
     size = last.size if last.size is not None else model.size - model.header.data_start - last.offset

@@ -34,7 +34,7 @@ def run(job: Job) -> Exported:
     if max(vectors) >= layers:
         raise ExportError(f"layer {max(vectors)} is out of range: the base model has {layers} layers")
     write_atomically(job.output, matrix_file(vectors, layers, json.dumps(origin(job.variant), sort_keys=True)))
-    return Exported(job.output, _use(job, tuple(vectors), base.name if base else "MODEL"), _CHECK)
+    return Exported(job.output, _use(job, tuple(vectors), base.name if base and "/" in base.name else "MODEL"), _CHECK)
 
 
 def matrix_file(vectors: Mapping[int, Tensor], layers: int, made_from: str) -> bytes:
