@@ -60,4 +60,4 @@ class TrainingError(AftError, ValueError):
 
 
 class ExportError(AftError, ValueError):
-    """A booster that another tool's format cannot say exactly, or a model that cannot hold it."""
+    """A booster that cannot be said exactly in another format, or an export that cannot be written or used."""

@@ -1,92 +1,88 @@
-"""`aft export`: boosters in the formats of other tools, a command for each target."""
+"""`aft export`: a booster as another tool reads it. The commands are made from the registry of targets."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main, option
-from aft_harness.errors import ParseError
+from aft_harness.cli.app import CONTEXT, Group, main, option
+from aft_harness.cli.terminal import lines, quiet
 from aft_harness.publish.export.registry import TARGETS
-from aft_harness.publish.export.registry import export as exported
-from aft_harness.publish.export.target import Target
+from aft_harness.publish.export.target import Option, Target
 from aft_harness.text import printable
 
 
-@main.group("export", context_settings=CONTEXT)
+@main.group("export", cls=Group, context_settings=CONTEXT)
 def export() -> None:
-    """Write a booster in the format of another tool.
-
-    What cannot be said exactly in that format is refused, with the way out.
-    """
+    """Write a booster as another tool reads it: exactly, or refused with the reason."""
 
 
 def _command(target: Target) -> click.Command:
-    """The command of a target, with the options that all have and those of its own."""
+    """The command of a target."""
 
-    def run(vectors: tuple[str, ...], output: Path, scale: float, force: bool, **values: Any) -> None:
-        spec: Any = vectors[0] if len(vectors) == 1 else list(vectors)
-        model = values.pop("model", None)
+    def run(vector: tuple[str, ...], output: Path, scale: float, force: bool, **options: Any) -> None:
+        from aft_harness.boosters import references
+        from aft_harness.publish.export import registry
+
         with option("VECTOR"):
-            done = exported(target.name, spec, output, model=model, scale=scale, force=force, **values)
-        click.echo(
-            f"{printable(done.path)}\n\nUse it:\n{_indented(done.use)}\n\nSee that it is on:\n{_indented(done.check)}"
-        )
+            references.parse(list(vector))
+        begun = time.perf_counter()
+        with quiet():
+            done = registry.export(target.name, list(vector), output, scale=scale, force=force, **options)
+        found = [("written", f"{printable(done.path)} in {time.perf_counter() - begun:.1f} s")]
+        found += [("note", note) for note in done.notes]
+        click.echo("\n".join(lines(found)))
+        for name, text in (("To use it:", done.use), ("To see that it is on:", done.check)):
+            click.echo(f"\n{name}\n" + "\n".join(f"    {line}" for line in text.splitlines()))
 
-    def named(value: Path) -> Path:
-        if target.suffix and value.suffix != target.suffix:
-            raise ParseError(f"{value}: the file must end in {target.suffix}")
-        return value
-
-    def checked(_: click.Context, __: click.Parameter, value: Path) -> Path:
-        with option("--output"):
-            return named(value)
-
-    metavar = f"FILE{target.suffix}" if target.suffix else "FOLDER"
-    params: list[click.Parameter] = [
-        click.Argument(["vectors"], nargs=-1, required=True, metavar="VECTOR..."),
+    what = "folder to write" if target.shape == "folder" else f"file to write; its name ends in {target.suffix}"
+    parameters = [
+        click.Argument(["vector"], nargs=-1, required=True, metavar="VECTOR..."),
         click.Option(
             ["-o", "--output"],
             required=True,
             type=click.Path(path_type=Path),
-            metavar=metavar,
-            callback=checked,
-            help="What to write.",
+            metavar=f"OUTPUT{target.suffix}",
+            help=f"The {what}.",
         ),
-        *(
-            [click.Option(["--model"], required=target.needs_model, help=_sentence(target.model))]
-            if target.model
-            else []
+        *map(_option, target.options),
+        click.Option(
+            ["--scale"], type=float, default=1.0, show_default=True, help="Factor on the strength of the whole."
         ),
-        click.Option(["--scale"], type=float, default=1.0, show_default=True, help="Factor on the whole of VECTOR."),
-        click.Option(["--force"], is_flag=True, help="Replace what is there."),
-        *(
-            click.Option(
-                [f"--{own.name}"], type=click.Choice(own.choices), default=own.default, show_default=True, help=own.help
-            )
-            if own.choices
-            else click.Option([f"--{own.name}"], is_flag=True, default=bool(own.default), help=own.help)
-            for own in target.options
-        ),
+        click.Option(["--force"], is_flag=True, help="Replace an export that is there already."),
     ]
-    return export.command_class(  # type: ignore[misc]
+    return Group.command_class(
         target.name,
-        params=params,
-        callback=run,
-        help=target.summary,
-        short_help=target.summary,
         context_settings=CONTEXT,
+        params=parameters,
+        callback=run,
+        short_help=target.summary,
+        help="\n\n".join(filter(None, (target.summary, target.description, _VECTORS))),
     )
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+_VECTORS = """VECTOR is what `vector=` takes: a .safetensors file or hf://owner/repo/file.safetensors, with `:0.5` for a
+strength, and several with `+` between them or as several arguments for a mixture."""
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
+def _option(described: Option) -> click.Option:
+    """An option of a target as click has it."""
+    spelled = f"--{described.name.replace('_', '-')}"
+    if described.switch:
+        both = f"{spelled}/--no-{spelled[2:]}" if described.default is None else spelled
+        return click.Option([both], is_flag=True, default=described.default, help=described.help)
+    kind = click.Choice(described.choices) if described.choices else None
+    return click.Option(
+        [spelled],
+        type=kind,
+        required=described.required,
+        default=described.default,
+        show_default=described.default is not None,
+        help=described.help,
+    )
 
 
 for _target in TARGETS.values():

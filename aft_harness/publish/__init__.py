@@ -1,1 +1,1 @@
-"""What leaves and enters the house: boosters in the formats of other tools."""
+"""Boosters for others: as other tools read them."""

@@ -1,1 +1,1 @@
-"""Boosters in the formats of other tools: one module a target, listed in `registry.py`."""
+"""A booster as another tool reads it: exact, or refused with the reason. One module a target."""

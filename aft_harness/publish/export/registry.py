@@ -1,58 +1,101 @@
-"""The targets of `aft export`, and the one way in which all of them run."""
+"""The export targets by their names, and running one of them: the same checks and the same care for all.
+
+Knows what a target is, and that nothing is overwritten by accident. What each of them writes is its module's business.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aft_harness.errors import ParseError
-from aft_harness.publish.export import gguf, gguf_model, hotwire
-from aft_harness.publish.export.target import Exported, Job, Target, check_free
+from aft_harness.errors import ExportError
+from aft_harness.files import exists, write_atomically, written_whole
+from aft_harness.publish.export import lm_eval
+from aft_harness.publish.export.target import RECORD, Exported, Order, Target
 
-TARGETS: dict[str, Target] = {each.name: each for each in (gguf.TARGET, gguf_model.TARGET, hotwire.TARGET)}
-"""By name, in the order in which they are listed."""
+if TYPE_CHECKING:
+    from aft_harness.boosters.references import VectorSpec
+
+TARGETS: Mapping[str, Target] = {target.name: target for target in (lm_eval.TARGET,)}
+"""In the order of the help."""
 
 
 def export(
     target: str,
-    vector: Any,
+    vector: VectorSpec,
     output: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str] | None = None,
     scale: float = 1.0,
     force: bool = False,
     **options: Any,
 ) -> Exported:
-    """Writes a booster in the format of another tool.
+    """Writes a booster as another tool reads it: exactly, or not at all.
 
     Args:
-        target: A key of `TARGETS`.
-        vector: What `vector=` takes: a path, a booster, several at strengths.
-        output: The file or folder to write.
-        model: Of the target's: the model that it goes into, or is checked against.
-        scale: Factor on the whole of `vector`.
-        force: Replace what is there.
-        **options: The target's own options.
+        target: One of `TARGETS`.
+        vector: What `vector=` takes; several boosters are mixed.
+        output: The file or folder to write. It is there whole, or not at all.
+        scale: Factor on the whole.
+        force: Replace what is there already: a file, or a folder that is itself an export.
+        **options: Those of the target.
+
+    Returns:
+        Where it is, how it is used and how one sees that it is on.
 
     Raises:
-        AftError: The booster cannot be read, or cannot be said exactly in that format; one line says why.
-
-    Example:
-        >>> export("gguf", "arc.safetensors", "arc.gguf").use  # doctest: +SKIP
+        AftError: The booster cannot be read; the target cannot express it or does not know an option; there is
+            something at `output` already.
     """
     from aft_harness.boosters import references
 
-    if target not in TARGETS:
-        raise ParseError(f"target {target!r} is not one of {', '.join(TARGETS)}")
-    chosen, path = TARGETS[target], Path(output)
-    if chosen.suffix and path.suffix != chosen.suffix:
-        raise ParseError(f"{path}: a file of the target {target} ends in {chosen.suffix}")
-    if chosen.needs_model and model is None:
-        raise ParseError(f"the target {target} needs a model: {chosen.model}")
-    if unknown := set(options) - {option.name for option in chosen.options}:
-        raise ParseError(f"the target {target} has no option {', '.join(sorted(unknown))}")
-    check_free(path, force)
+    found = _target(target, options)
+    path = Path(output)
+    if found.suffix and path.suffix != found.suffix:
+        raise ExportError(f"{path}: a {found.name} export ends in {found.suffix}")
+    _check_free(path, found, force)
     variant = references.load(vector, scale)
-    values = {option.name: option.default for option in chosen.options} | options
-    return chosen.run(Job(variant, path, None if model is None else str(model), values))
+    with written_whole(path, replace=force) as place:
+        order = Order(variant, path, place)
+        exported = found.write(order, **{option.name: option.default for option in found.options} | options)
+        text = json.dumps({**order.record, **exported.record}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if found.shape == "folder":
+            (place / RECORD).write_text(text, encoding="utf-8")
+    if found.shape == "file with record":
+        write_atomically(beside(path), text.encode())
+    return exported
+
+
+def beside(path: Path) -> Path:
+    """Where the record of a lone file is."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _target(name: str, options: Mapping[str, Any]) -> Target:
+    if name not in TARGETS:
+        raise ExportError(f"no export target {name!r}; there are {', '.join(TARGETS)}")
+    found = TARGETS[name]
+    known = {option.name: option for option in found.options}
+    if unknown := sorted(set(options) - set(known)):
+        raise ExportError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    for option in found.options:
+        if option.required and options.get(option.name) is None:
+            raise ExportError(f"{name} needs the option {option.name!r}: {option.help}")
+    return found
+
+
+def _check_free(path: Path, target: Target, force: bool) -> None:
+    """Refuses to overwrite, before any work is done."""
+    places = [path, beside(path)] if target.shape == "file with record" else [path]
+    for place in places:
+        if not os.path.lexists(place):
+            continue
+        if not force:
+            raise ExportError(f"{place} exists already; choose another output, or replace it with --force")
+        # A folder that is given by mistake must not vanish.
+        if place.is_dir() and target.shape != "folder":
+            raise ExportError(f"{place} is a folder, and a {target.name} export is a file")
+        if target.shape == "folder" and not (place.is_dir() and (exists(place / RECORD) or not any(place.iterdir()))):
+            raise ExportError(f"{place} is not an export of aft_harness, and is not replaced")

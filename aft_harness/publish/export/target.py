@@ -1,149 +1,155 @@
-"""What a target of `aft export` is: what it takes, what it gives back, and the checks that all targets share.
+"""What an export target is: its name and options, what it is asked to write, and what it answers.
 
-Knows variants and files. Knows no format; loads no torch, so that the targets can be listed at once.
+Knows boosters and files. Knows no target; imports nothing heavy, so that the command's help is made from this.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from aft_harness import __version__
 from aft_harness.errors import ExportError
-from aft_harness.files import exists
-from aft_harness.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.variant import Variant
+
+RECORD = "aft_export.json"
+"""The file of an exported folder that says what it was made from."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One export.
+class Option:
+    """An option of a target: a keyword argument of its `write`, and how the command line spells it.
+
+    Attributes:
+        name: The argument; the command's option has dashes for underscores.
+        help: One line.
+        required: Whether it must be given.
+        default: What it is otherwise. None is for whatever the target then decides, and the help says what.
+        choices: The values that it takes; any text if empty.
+        switch: Whether it is on or off, `--name/--no-name` where the default is None.
+    """
+
+    name: str
+    help: str
+    required: bool = False
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    switch: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a target is asked to write.
 
     Attributes:
         variant: The booster and its strength.
-        output: The file or folder to write.
-        model: What `--model` named.
-        options: The target's own options, by name.
+        output: Where the export will be: what `Exported` names, and nothing is written to.
+        place: Where the target writes it: a path on the same file system at which there is nothing yet. It becomes
+            `output`, whole, when `write` returns, and vanishes when it raises.
     """
 
     variant: Variant
     output: Path
-    model: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    place: Path
+
+    @property
+    def booster(self) -> Booster:
+        """The booster with its strength in its vectors.
+
+        Raises:
+            ExportError: The variant has no booster.
+        """
+        if self.variant.booster is None:
+            raise ExportError("the unchanged model needs no export")
+        return self.variant.booster.scaled(self.variant.strength)
+
+    @property
+    def vectors(self) -> dict[int, Tensor]:
+        """What is added to the output of each layer, [hidden], float32, by the 0-based layer; the strength is in it.
+
+        Raises:
+            ExportError: An injection is not a vector, which next to no other tool can express.
+        """
+        from aft_harness.boosters.injections import StaticInjection
+
+        vectors = {}
+        for layer, injection in self.booster.injections.items():
+            if not isinstance(injection, StaticInjection):
+                raise ExportError(
+                    f"layer {layer} of {self.variant.name} has a {injection.spec['kind']} injection, and only a static "
+                    "vector can be exported; train one with aft-train --kind static"
+                )
+            vectors[layer] = injection.vector
+        return vectors
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the export is made from, as every export records it; no path is in it."""
+        booster = self.variant.booster
+        assert booster is not None
+        base = booster.provenance.base_model
+        return {
+            "aft_harness": __version__,
+            "base_model": base.label if base else "unknown",
+            "booster": self.variant.name,
+            "booster_sha256": booster.sha256,
+            "layers": list(booster.layers),
+            "strength": self.variant.strength,
+        }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """What a target wrote.
 
     Attributes:
-        path: The file or folder.
-        use: The commands, or lines of code, that use it.
-        check: How one sees that it is on.
+        path: Where it is.
+        use: The exact command, or lines of Python, that use it.
+        check: How one sees that the booster is on.
+        notes: What else must be known, such as what rounding costs; a line each.
+        record: What the record of the export says beside `Order.record`. Neither paths nor names of machines.
     """
 
     path: Path
     use: str
     check: str
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of one target.
-
-    Attributes:
-        name: As on the command line, without the leading dashes.
-        help: One line.
-        choices: The values that it takes; without any it is a flag.
-        default: Its value when it is not given.
-    """
-
-    name: str
-    help: str
-    choices: tuple[str, ...] = ()
-    default: Any = None
+    notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A format that boosters are exported to.
+    """Something that a booster is exported to.
 
     Attributes:
-        name: On the command line.
-        summary: One line on what it is for.
-        run: Writes the file or folder, atomically.
-        suffix: Of the file; empty where it is a folder.
-        model: What `--model` is for; empty where the target takes none.
-        needs_model: Whether there is no export without.
-        options: Its own.
+        name: The word of the command line.
+        summary: One line for the help.
+        write: Takes an `Order` and the options as keyword arguments, writes `order.place` and returns what was written.
+            Raises `ExportError`, with the reason and the way out, where the target cannot say exactly what the booster
+            does.
+        shape: What it writes. A folder holds the record as `aft_export.json`, a lone file has it beside itself
+            (`OUTPUT.json`), both written for the target; a file that carries it within, such as a GGUF, is the
+            target's own to fill.
+        description: Paragraphs for the target's own help, after the summary.
+        suffix: What the name of a file must end in.
+        options: Beside those that all targets have.
     """
 
     name: str
     summary: str
-    run: Callable[[Job], Exported]
+    write: Callable[..., Exported]
+    shape: Literal["folder", "file", "file with record"]
+    description: str = ""
     suffix: str = ""
-    model: str = ""
-    needs_model: bool = False
     options: tuple[Option, ...] = ()
 
 
-def origin(variant: Variant) -> dict[str, Any]:
-    """What an exported file says of what it was made from, as JSON."""
-    from aft_harness import __version__
-
-    booster = variant.booster
-    assert booster is not None
-    base = booster.provenance.base_model
-    return {
-        "aft_harness": __version__,
-        "base_model": None if base is None else base.model_dump(mode="json"),
-        "booster_sha256": booster.sha256,
-        "layers": list(booster.layers),
-        "strength": variant.strength,
-    }
-
-
-def origin_entries(variant: Variant) -> dict[str, str | float]:
-    """The same as metadata of flat keys, one of which holds all of it."""
-    made_from = origin(variant)
-    base = variant.booster.provenance.base_model if variant.booster else None
-    return {
-        "aft.booster_sha256": made_from["booster_sha256"],
-        "aft.strength": float(variant.strength),
-        "aft.base_model": base.label if base else "unknown",
-        "aft.origin": json.dumps(made_from, sort_keys=True),
-    }
-
-
-def static_vectors(variant: Variant, target: str) -> dict[int, Tensor]:
-    """What the variant adds to the output of each layer, its strength included; [hidden], float32.
-
-    Raises:
-        ExportError: What it adds depends on the hidden state.
-    """
-    booster = variant.booster
-    if booster is None:
-        raise ExportError(f"{target}: there is no booster to export")
-    contextual = [layer for layer, part in booster.injections.items() if "vector" not in part.tensors]
-    if contextual:
-        raise ExportError(
-            f"{printable(variant.name)}: layer {contextual[0]} is contextual: what it adds depends on the hidden "
-            f"state, while {target} adds a vector that is always the same; train a static booster (--kind static)"
-        )
-    return {layer: part.tensors["vector"] for layer, part in booster.scaled(variant.strength).injections.items()}
-
-
-def check_free(output: Path, force: bool) -> None:
-    """Refuses to replace what is there, unless that is asked for.
-
-    Raises:
-        ExportError: Something is there.
-    """
-    if exists(output) and not force:
-        raise ExportError(f"{output}: exists already; give another name, or --force to replace it")
+MODEL = Option("model", "Hub id (in the local cache) or folder of the model that the booster is for.", required=True)
+"""The option of targets that need the model."""
