@@ -15,33 +15,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from aft_harness.errors import AftError, FileError
+from aft_harness.errors import FileError
 
 ABANDONED = 3600.0
-"""Seconds after which a temporary file is nobody's any more: a writer goes on writing, without a pause."""
+"""Seconds after which a temporary file is nobody's any more: all its bytes are written at once, in a moment."""
 
 _SUFFIX, _FOLDER_SUFFIX = ".aft-tmp", ".aft-tmp-folder"
 _NAME_BYTES = 200  # of the 255 that file systems allow, so that the name of the temporary file fits, too
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, see `writing_atomically`.
+    """Writes `data` to `path` so that a reader, or a crash at any moment, sees the old file or the new one.
 
-    Raises:
-        FileError: The folder does not exist or cannot be written.
-    """
-    with writing_atomically(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes `path` at the end of the block, and nothing if the block fails.
-
-    A reader, or a crash at any moment, sees the old file or the new one. A symbolic link is followed: the file that it
-    points to is replaced, and the link stays. What killed writers of the same file left behind is removed.
+    A symbolic link is followed: the file that it points to is replaced, and the link stays. What killed writers of the
+    same file left behind is removed.
 
     Raises:
         FileError: The folder does not exist or cannot be written.
@@ -54,7 +42,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         prefix = _temporary_prefix(target)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=_SUFFIX)
         with os.fdopen(handle, "wb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -63,8 +51,6 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
         temporary = None
         _remove_abandoned(target.parent, prefix)
-    except AftError:  # of the block
-        raise
     except (OSError, ValueError) as error:  # ValueError: what no path can hold
         raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:

@@ -34,10 +34,12 @@ from aft_harness.boosters.variant import Variant, VariantRecord
 from aft_harness.cli import main
 from aft_harness.errors import AftError
 from aft_harness.publish.export.gguf import control_vector
+from aft_harness.publish.export.origin import MODEL
 from aft_harness.publish.export.registry import export
+from aft_harness.publish.export.target import RECORD
 from aft_harness.publish.gguf_file import TensorEntry, metadata_entry, tensor_entry, written_header
 from aft_harness.publish.imports import peft_folder
-from aft_harness.publish.imports.importing import ORIGIN, import_booster
+from aft_harness.publish.imports.importing import import_booster
 from aft_harness.slices import Slice, SplitSlice
 from aft_harness.studies.plan import Plan
 
@@ -681,7 +683,7 @@ def test_adapters(tmp_path: Path) -> None:
     tensors = {"lora_A.weight": torch.zeros(2, 4), "lora_B.weight": torch.ones(4, 2), "lora_B.bias": torch.ones(4)}
     good = {f"{name}.{part}": tensor for part, tensor in tensors.items()}
     plain = safetensors_bytes(good)
-    weights, config, origin = (tmp_path / each for each in (peft_folder.WEIGHTS, peft_folder.CONFIG, ORIGIN))
+    weights, config, origin = (tmp_path / each for each in (peft_folder.WEIGHTS, peft_folder.CONFIG, RECORD))
     for number in range(INPUTS):
         if number % 3 == 0:
             weights.write_bytes(damaged(plain, rng, 300))
@@ -695,7 +697,7 @@ def test_adapters(tmp_path: Path) -> None:
             mutated(ADAPTER, rng) if rng.random() < 0.5 else {**ADAPTER, "peft_type": rng.choice(["LORA", "BEFT"])}
         )
         config.write_text(json.dumps(changed)[: rng.choice([None, None, 20])])
-        origin.write_text(json.dumps(mutated({"base_model": PROVENANCE["base_model"], "layers": [1]}, rng)))
+        origin.write_text(json.dumps(mutated({MODEL: PROVENANCE["base_model"], "layers": [1]}, rng)))
         with watched(tmp_path, (changed, weights.read_bytes()[:200])):
             used(import_booster(tmp_path))
 

@@ -4,7 +4,7 @@ Importing this package imports nothing heavy, so that `--help` is instant; each 
 runs.
 """
 
-from aft_harness.cli import boosters, demo, evaluate, export, extract, leaderboard, sweep, train, transfer
+from aft_harness.cli import boosters, demo, evaluate, export, extract, importing, leaderboard, sweep, train, transfer
 from aft_harness.cli.app import main
 from aft_harness.cli.train import train_main
 
@@ -14,6 +14,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "importing",
     "leaderboard",
     "main",
     "sweep",

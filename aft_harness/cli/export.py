@@ -79,8 +79,9 @@ def _option(described: Option) -> click.Option:
         [spelled],
         type=kind,
         required=described.required,
-        default=described.default,
         show_default=described.default is not None,
+        # To click a default of None is a value, too, so that nothing would be missing.
+        **({} if described.default is None else {"default": described.default}),
         help=described.help,
     )
 

@@ -28,13 +28,13 @@ def test_help_lists_the_targets_and_their_options() -> None:
     for target in TARGETS.values():
         assert f"{target.name} {target.summary}" in listed
         shown = aft("export", target.name, "--help").stdout
-        assert ("--model" in shown) == bool(target.model) and "--scale" in shown and "--force" in shown
+        assert all(f"--{own.name}" in shown for own in target.options) and "--scale" in shown and "--force" in shown
 
 
 def test_there_and_back(made: Booster) -> None:
     result = aft("export", "gguf", "a.safetensors", "-o", "v.gguf")
     assert result.exit_code == 0 and result.stderr == ""
-    assert result.stdout.startswith("v.gguf\n\nUse it:\n  llama-server -m MODEL.gguf --control-vector v.gguf\n")
+    assert "To use it:\n    llama-server -m MODEL.gguf --control-vector v.gguf\n" in result.stdout
     back = aft("import", "v.gguf", "-o", "b.safetensors")
     assert back.exit_code == 0 and f"sha256      {made.sha256}\n" in back.stdout
     assert "imported    llama.cpp control vector\nbase model  m/n (abababababab)\n" in back.stdout
@@ -51,8 +51,8 @@ def test_what_goes_wrong_is_one_line(made: Booster) -> None:
     Path("taken.gguf").write_text("mine")
     for arguments, code, reason in (
         (("gguf", "zero.safetensors", "-o", "v.gguf"), 1, "cannot steer layer 0"),
-        (("gguf", "a.safetensors", "-o", "taken.gguf"), 1, "taken.gguf: exists already"),
-        (("gguf", "a.safetensors", "-o", "v.bin"), 2, "v.bin: the file must end in .gguf"),
+        (("gguf", "a.safetensors", "-o", "taken.gguf"), 1, "taken.gguf exists already"),
+        (("gguf", "a.safetensors", "-o", "v.bin"), 1, "v.bin: a gguf export ends in .gguf"),
         (("gguf", "a.safetensors:x", "-o", "v.gguf"), 2, "strength 'x' is not a number"),
         (("gguf", "a.safetensors", "-o", "no/v.gguf"), 1, "no/v.gguf: cannot be written"),
         (("gguf-model", "a.safetensors", "-o", "v.gguf"), 2, "Missing option '--model'"),

@@ -12,7 +12,7 @@ import pytest
 from publish_cases import WIDTH, booster, gguf_model, vectors_of
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.errors import ExportError, FileError, ParseError
+from aft_harness.errors import ExportError, FileError
 from aft_harness.publish.export.registry import export
 
 
@@ -114,7 +114,7 @@ def test_files_that_are_no_whole_model_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExportError, match=reason):
             export("gguf-model", booster(1), tmp_path / "o.gguf", model=path)
-    with pytest.raises(ParseError, match="needs a model"):
+    with pytest.raises(ExportError, match="needs the option 'model'"):
         export("gguf-model", booster(1), tmp_path / "o.gguf")
     assert not (tmp_path / "o.gguf").exists()
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aft_harness.errors import ExportError
-from aft_harness.files import write_atomically
 from aft_harness.publish.export.gguf_model import ModelFile
-from aft_harness.publish.export.target import Exported, Job, Target, origin_entries, static_vectors
+from aft_harness.publish.export.origin import entries
+from aft_harness.publish.export.target import Exported, Option, Order, Target
 from aft_harness.publish.gguf_file import F32, TensorEntry, metadata_entry, tensor_entry, written_header
 
 if TYPE_CHECKING:
@@ -50,27 +50,25 @@ HINTS = {
 """What llama.cpp calls the architectures of transformers; of others the name of the class is written."""
 
 
-def run(job: Job) -> Exported:
-    """See `Target`."""
-    vectors = static_vectors(job.variant, "a control vector")
+def write(order: Order, *, model: str | None) -> Exported:
+    """Writes the file; see `TARGET`."""
+    vectors = order.vectors
     if 0 in vectors:
         raise ExportError(
             "llama.cpp's control vectors cannot steer layer 0; write the booster into the model instead (aft export "
             "gguf-model, or checkpoint)"
         )
-    booster = job.variant.booster
-    base = booster.provenance.base_model if booster else None
-    layers, hint = _described(job.model, vectors, base)
+    layers, hint = _described(model, vectors, order.booster.provenance.base_model)
     if max(vectors) >= layers:
         raise ExportError(f"layer {max(vectors)} is out of range: the model has {layers} layers")
-    write_atomically(job.output, control_vector(vectors, layers, hint, origin_entries(job.variant)))
-    file, model = shlex.quote(str(job.output)), shlex.quote(job.model or "MODEL.gguf")
+    order.place.write_bytes(control_vector(vectors, layers, hint, entries(order)))
+    file, named = shlex.quote(str(order.output)), shlex.quote(str(model or "MODEL.gguf"))
     use = (
-        f"llama-server -m {model} --control-vector {file}\n"
+        f"llama-server -m {named} --control-vector {file}\n"
         "# at half the strength, and with a second one:\n"
-        f"llama-server -m {model} --control-vector-scaled {file}:0.5,OTHER.gguf:1"
+        f"llama-server -m {named} --control-vector-scaled {file}:0.5,OTHER.gguf:1"
     )
-    return Exported(job.output, use, _CHECK)
+    return Exported(order.output, use, _CHECK)
 
 
 def _described(model: str | None, vectors: Mapping[int, Tensor], base: ModelIdentity | None) -> tuple[int, str]:
@@ -121,14 +119,17 @@ def control_vector(vectors: Mapping[int, Tensor], layers: int, hint: str, origin
 
 
 _CHECK = (
-    "the same prompt at temperature 0 with and without the option; where llama.cpp says `control vector "
-    "n_embd does not match model` or of `direction` tensors that they are invalid, the model runs without it"
+    "The same prompt at temperature 0 answers otherwise with the option than without. Where llama.cpp says `control "
+    "vector\nn_embd does not match model`, or that `direction` tensors are invalid, the model runs without the vector."
 )
 
 TARGET = Target(
     name="gguf",
-    summary="A control vector for llama.cpp: llama-server -m MODEL.gguf --control-vector FILE.",
-    run=run,
+    summary="A control vector for llama.cpp, which adds it to a GGUF model as it is.",
+    write=write,
+    shape="file",
+    description="llama.cpp cannot steer layer 0 in this way; for Ollama and LM Studio, which take no control vectors, "
+    "see the target gguf-model.",
     suffix=".gguf",
-    model="the GGUF file that it is for, which it is checked to fit",
+    options=(Option("model", "The GGUF file that it is for, which it is then checked to fit."),),
 )

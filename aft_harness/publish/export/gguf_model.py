@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from aft_harness.errors import AftError, ExportError, FileError
-from aft_harness.files import check_regular, writing_atomically
-from aft_harness.publish.export.target import Exported, Job, Target, origin_entries, static_vectors
+from aft_harness.files import check_regular, exists
+from aft_harness.publish.export.origin import entries
+from aft_harness.publish.export.target import Exported, Option, Order, Target
 from aft_harness.publish.gguf_file import (
     F32,
     GgufHeader,
@@ -133,23 +134,21 @@ class ModelFile:
             raise ExportError(f"{self.path}: has {own_layers} layers; the booster {asked}")
 
 
-def run(job: Job) -> Exported:
-    """See `Target`."""
-    vectors = static_vectors(job.variant, "a bias in a GGUF model")
-    assert job.model is not None and job.variant.booster is not None
-    model = ModelFile.read(Path(job.model))
-    base = job.variant.booster.provenance.base_model
-    model.check_fits(job.variant.booster.hidden_size, tuple(vectors), base.layers if base else 0)
-    if os.path.exists(job.output) and os.path.samefile(job.output, model.path):
-        raise ExportError(f"{job.output}: is the model itself; give another name")
-    write_steered(model, vectors, origin_entries(job.variant), job.output)
-    file = shlex.quote(str(job.output))
+def write(order: Order, *, model: str) -> Exported:
+    """Writes the file; see `TARGET`."""
+    vectors, base = order.vectors, order.booster.provenance.base_model
+    source = ModelFile.read(Path(model))
+    source.check_fits(order.booster.hidden_size, tuple(vectors), base.layers if base else 0)
+    if exists(order.output) and os.path.samefile(order.output, source.path):
+        raise ExportError(f"{order.output}: is the model itself; give another name")
+    write_steered(source, vectors, entries(order), order.place)
+    file = shlex.quote(str(order.output))
     use = (
         f"llama-server -m {file}\n"
-        f"# Ollama:\necho 'FROM ./{job.output.name}' > Modelfile && ollama create NAME -f Modelfile\n"
+        f"# Ollama:\necho {shlex.quote(f'FROM ./{order.output.name}')} > Modelfile && ollama create NAME -f Modelfile\n"
         f"# LM Studio:\nlms import {file}"
     )
-    return Exported(job.output, use, "the same prompt at temperature 0 with this file and with the original")
+    return Exported(order.output, use, "The same prompt at temperature 0 is answered otherwise than by the original.")
 
 
 def bias_name(layer: int) -> str:
@@ -166,11 +165,11 @@ def write_steered(
         model: What is copied.
         vectors: By layer; [hidden].
         origin: Metadata to add.
-        output: The file to write, atomically.
+        output: The file to write.
 
     Raises:
         ExportError: The architecture has no such bias, or the file holds a booster already.
-        FileError: The file cannot be read or written.
+        OSError: The file cannot be read or written.
     """
     import numpy as np
 
@@ -200,11 +199,7 @@ def write_steered(
         header.alignment,
         header.version,
     )
-    try:
-        source = model.path.open("rb")
-    except OSError as error:
-        raise FileError(f"{model.path}: cannot be read ({error.strerror})") from None
-    with source, writing_atomically(output) as target:
+    with model.path.open("rb") as source, output.open("wb") as target:
         target.write(head)
         _copy(source, target, header.data_start, _end(model))
         for entry, values in added:
@@ -283,9 +278,12 @@ def _at(target: IO[bytes], place: int, data: bytes) -> None:
 
 TARGET = Target(
     name="gguf-model",
-    summary="Your GGUF model with the booster in it, for Ollama, LM Studio and llama.cpp, without further flags.",
-    run=run,
+    summary="Your GGUF model with the booster in it: for Ollama, LM Studio and llama.cpp.",
+    write=write,
+    shape="file",
+    description="The model is copied, and the booster added as biases; quantised weights stay as they are, and nothing "
+    "has to be said when it is run. Possible for the architectures that llama.cpp gives such a bias: "
+    f"{', '.join(sorted(PLAIN | SCALED))} (llama is also Mistral, SmolLM2 and others of Llama's form).",
     suffix=".gguf",
-    model="the GGUF file that the booster is written into; it is copied, and stays as it is",
-    needs_model=True,
+    options=(Option("model", "The GGUF file that the booster is written into; the file itself stays as it is.", True),),
 )

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from aft_harness.errors import ExportError
 from aft_harness.files import exists, write_atomically, written_whole
-from aft_harness.publish.export import lm_eval
+from aft_harness.publish.export import gguf, gguf_model, hotwire, lm_eval
 from aft_harness.publish.export.target import RECORD, Exported, Order, Target
 
 if TYPE_CHECKING:
     from aft_harness.boosters.references import VectorSpec
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (lm_eval.TARGET,)}
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (lm_eval.TARGET, gguf.TARGET, gguf_model.TARGET, hotwire.TARGET)
+}
 """In the order of the help."""
 
 

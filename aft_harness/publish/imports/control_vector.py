@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aft_harness.errors import BoosterError
+from aft_harness.publish.export.origin import KEY
 from aft_harness.publish.gguf_file import F32, MAGIC, GgufHeader, TensorEntry, read_header
 from aft_harness.publish.imports.foreign import Foreign, checked_vector, layer_number
 from aft_harness.text import printable
@@ -62,7 +63,7 @@ def _tensor(data: bytes, header: GgufHeader, entry: TensorEntry) -> Tensor:
 
 def _origin(header: GgufHeader) -> dict[str, Any]:
     try:
-        origin = json.loads(header.text("aft.origin") or "{}")
+        origin = json.loads(header.text(KEY) or "{}")
     except (ValueError, RecursionError):
         return {}
     return origin if isinstance(origin, dict) else {}

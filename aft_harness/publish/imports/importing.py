@@ -22,6 +22,8 @@ from aft_harness.boosters.provenance import Provenance
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import AftError, BoosterError
 from aft_harness.files import exists, read_regular
+from aft_harness.publish.export.origin import MODEL
+from aft_harness.publish.export.target import RECORD
 from aft_harness.publish.imports import control_vector, peft_folder, torch_file
 from aft_harness.publish.imports.foreign import Foreign
 from aft_harness.versions import versions
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
 
 METHOD = "imported"
 """How provenance calls the way in which such boosters were made."""
-
-ORIGIN = "aft_export.json"
-"""Beside the files of a folder that this package exported: what it was made from."""
 
 KNOWN = (
     "a llama.cpp control vector (GGUF), lm-eval's steered .pt, a .pt of (layers, hidden), or a PEFT adapter's folder"
@@ -90,7 +89,7 @@ def _read_folder(path: Path) -> tuple[Foreign, str]:
     config = read_regular(path / peft_folder.CONFIG, 2**20)
     weights = read_regular(path / peft_folder.WEIGHTS, SIZE_LIMIT)
     try:
-        origin = json.loads(read_regular(path / ORIGIN, 2**20)) if exists(path / ORIGIN) else {}
+        origin = json.loads(read_regular(path / RECORD, 2**20)) if exists(path / RECORD) else {}
     except (ValueError, RecursionError):
         origin = {}
     foreign = peft_folder.read(config, weights, origin if isinstance(origin, dict) else {})
@@ -110,7 +109,7 @@ def _provenance(foreign: Foreign, digest: str, model: SteeredHFLM | None) -> dic
 
 def _recorded_base(foreign: Foreign) -> ModelIdentity | None:
     """The base model that an export of this package names; what cannot be one is passed over."""
-    recorded = foreign.origin.get("base_model")
+    recorded = foreign.origin.get(MODEL)
     if not isinstance(recorded, dict):
         return None
     try:

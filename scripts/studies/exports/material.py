@@ -24,7 +24,7 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.tasks import Tasks
 
 TASK = "arc_easy"
-TRAINING = {"tasks": TASK, "limit": 40, "epochs": 1}
+TRAINING: dict[str, Any] = {"tasks": TASK, "limit": 40, "epochs": 1}
 LAYERS = {"all": "all", "upper": "1-", "single": "12"}
 """Boosters by name: of all layers, of all but the first, which llama.cpp's control vectors cannot say, and of one."""
 
