@@ -57,3 +57,7 @@ class CacheError(AftError, RuntimeError):
 
 class TrainingError(AftError, ValueError):
     """A training request whose settings do not go together, or that diverged."""
+
+
+class ExportError(AftError, ValueError):
+    """A booster that cannot be said exactly in another format, or an export that cannot be written or used."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aft_harness.errors import FileError
@@ -19,7 +21,7 @@ from aft_harness.errors import FileError
 ABANDONED = 3600.0
 """Seconds after which a temporary file is nobody's any more: all its bytes are written at once, in a moment."""
 
-_SUFFIX = ".aft-tmp"
+_SUFFIX, _FOLDER_SUFFIX = ".aft-tmp", ".aft-tmp-folder"
 _NAME_BYTES = 200  # of the 255 that file systems allow, so that the name of the temporary file fits, too
 
 
@@ -55,6 +57,61 @@ def write_atomically(path: Path, data: bytes) -> None:
         if temporary is not None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+@contextmanager
+def written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A place beside `path` at which a block writes a file or a folder, which then becomes `path`, whole.
+
+    What the block raises leaves `path` as it was, and nothing else. What killed writers of the same path left behind is
+    removed. A symbolic link is followed.
+
+    Args:
+        path: Where it will be.
+        replace: Whether what is there may be replaced.
+
+    Yields:
+        A path with the same name, in a folder of its own, at which there is nothing yet.
+
+    Raises:
+        FileError: The folder does not exist or cannot be written, or something is at `path` that is not to be replaced.
+    """
+    target = Path(os.path.realpath(path))
+    prefix = _temporary_prefix(target)
+    try:
+        holder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix, suffix=_FOLDER_SUFFIX))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
+    try:
+        place = holder / target.name
+        try:
+            yield place
+        except OSError as error:
+            if error.filename is not None and not str(error.filename).startswith(str(holder)):
+                raise  # of another file, which the block read
+            raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
+        _put(place, target, holder / "replaced", path, replace)
+        _remove_abandoned(target.parent, prefix)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _put(place: Path, target: Path, aside: Path, path: Path, replace: bool) -> None:
+    """Renames what was written to where it belongs; what was there before goes aside, or stays if that fails."""
+    try:
+        if not os.path.lexists(target):
+            os.rename(place, target)
+            return
+        if not replace:
+            raise FileError(f"{path}: exists already")
+        os.rename(target, aside)
+        try:
+            os.rename(place, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -144,13 +201,21 @@ def _temporary_prefix(target: Path) -> str:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Removes what writers of the same file left behind when they were killed, and nothing that may be in use."""
-    temporary = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
+    """Removes what writers of the same path left behind when they were killed, and nothing that may be in use."""
+    temporary = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}({re.escape(_SUFFIX)}|{re.escape(_FOLDER_SUFFIX)})")
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if not temporary.fullmatch(entry.name):
+            if (match := temporary.fullmatch(entry.name)) is None:
                 continue
             with suppress(OSError):  # another writer may be removing it as well
-                found = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > ABANDONED:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if match[1] == _SUFFIX and stat.S_ISREG(mode) and _abandoned(entry.path):
                     os.unlink(entry.path)
+                elif match[1] == _FOLDER_SUFFIX and stat.S_ISDIR(mode) and _abandoned(entry.path):
+                    shutil.rmtree(entry.path)
+
+
+def _abandoned(path: str) -> bool:
+    """Whether a file, or everything in a folder, has not been written to for long: large files take their time."""
+    inside = (os.path.join(place, name) for place, folders, files in os.walk(path) for name in (*folders, *files))
+    return all(time.time() - os.lstat(each).st_mtime > ABANDONED for each in (path, *inside))

@@ -24,8 +24,8 @@ FLOORS = (
     "results",
     "harness",
     "training",
-    "studies",
     "publish",
+    "studies",
     "api",
     "cli",
 )
@@ -155,10 +155,10 @@ def test_tests_mirror_floors() -> None:
     for floor in FLOORS:
         if not (PACKAGE / floor).is_dir():
             continue
-        tests = sorted((ROOT / "tests" / floor).glob("test_*.py"))
+        tests = sorted((ROOT / "tests" / floor).rglob("test_*.py"))
         assert tests, f"tests/{floor} is missing"
         # Names of test files are unique, so that some bear their floor's name too.
-        modules = {name for path in (PACKAGE / floor).glob("*.py") for name in (path.stem, f"{floor}_{path.stem}")}
+        modules = {name for path in (PACKAGE / floor).rglob("*.py") for name in (path.stem, f"{floor}_{path.stem}")}
         tested = {test.stem.removeprefix("test_") for test in tests} - OF_SEVERAL.get(floor, set())
         strangers = sorted(tested - modules)
         assert not strangers, f"tests/{floor}: {strangers} test no module of that floor"

@@ -123,6 +123,18 @@ class PartRecord(_Record):
     provenance: Mapping[str, Any] | None = None
 
 
+class ImportRecord(_Record):
+    """The file of another tool that a booster was made from.
+
+    Attributes:
+        format: What it was, such as `llama.cpp control vector`.
+        sha256: Of its bytes; of an adapter's folder, of those of its weights.
+    """
+
+    format: Name = ""
+    sha256: Name = ""
+
+
 class Documents(_Record):
     """The training documents, by the hashes of their questions.
 
@@ -204,6 +216,7 @@ class Provenance(_Record):
     answered_correctly: Count | None = None
     parts: tuple[PartRecord, ...] | None = None
     start: PartRecord | None = None
+    imported: ImportRecord | None = None
     versions: Mapping[str, str] | None = None
     date: Date | None = None
     licence: Name | None = None

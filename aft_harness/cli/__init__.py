@@ -4,8 +4,21 @@ Importing this package imports nothing heavy, so that `--help` is instant; each 
 runs.
 """
 
-from aft_harness.cli import boosters, demo, evaluate, extract, leaderboard, sweep, train, transfer
+from aft_harness.cli import boosters, demo, evaluate, export, extract, importing, leaderboard, sweep, train, transfer
 from aft_harness.cli.app import main
 from aft_harness.cli.train import train_main
 
-__all__ = ["boosters", "demo", "evaluate", "extract", "leaderboard", "main", "sweep", "train", "train_main", "transfer"]
+__all__ = [
+    "boosters",
+    "demo",
+    "evaluate",
+    "export",
+    "extract",
+    "importing",
+    "leaderboard",
+    "main",
+    "sweep",
+    "train",
+    "train_main",
+    "transfer",
+]

@@ -64,6 +64,8 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
         ("parameters", f"{booster.parameters:,} (hidden size {booster.hidden_size})"),
         *layer_lines(booster),
     ]
+    if provenance.imported:
+        found.append(("imported", provenance.imported.format or "unknown format"))
     for part in provenance.parts or ():
         at = "" if part.strength is None else f" at strength {part.strength:g}"
         found.append(("part", f"{part.booster_sha256[:12]}{at}"))

@@ -1,0 +1,1 @@
+"""Boosters for others: as other tools read them."""

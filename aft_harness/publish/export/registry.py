@@ -1,0 +1,103 @@
+"""The export targets by their names, and running one of them: the same checks and the same care for all.
+
+Knows what a target is, and that nothing is overwritten by accident. What each of them writes is its module's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aft_harness.errors import ExportError
+from aft_harness.files import exists, write_atomically, written_whole
+from aft_harness.publish.export import gguf, gguf_model, hotwire, lm_eval
+from aft_harness.publish.export.target import RECORD, Exported, Order, Target
+
+if TYPE_CHECKING:
+    from aft_harness.boosters.references import VectorSpec
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (lm_eval.TARGET, gguf.TARGET, gguf_model.TARGET, hotwire.TARGET)
+}
+"""In the order of the help."""
+
+
+def export(
+    target: str,
+    vector: VectorSpec,
+    output: str | os.PathLike[str],
+    *,
+    scale: float = 1.0,
+    overwrite: bool = False,
+    **options: Any,
+) -> Exported:
+    """Writes a booster as another tool reads it: exactly, or not at all.
+
+    Args:
+        target: One of `TARGETS`.
+        vector: What `vector=` takes; several boosters are mixed.
+        output: The file or folder to write. It is there whole, or not at all.
+        scale: Factor on the whole.
+        overwrite: Replace what is there already: a file, or a folder that is itself an export.
+        **options: Those of the target.
+
+    Returns:
+        Where it is, how it is used and how one sees that it is on.
+
+    Raises:
+        AftError: The booster cannot be read; the target cannot express it or does not know an option; there is
+            something at `output` already.
+    """
+    from aft_harness.boosters import references
+
+    found = _target(target, options)
+    path = Path(output)
+    if found.suffix and path.suffix != found.suffix:
+        raise ExportError(f"{path}: a {found.name} export ends in {found.suffix}")
+    _check_free(path, found, overwrite)
+    variant = references.load(vector, scale)
+    with written_whole(path, replace=overwrite) as place:
+        order = Order(variant, path, place)
+        exported = found.write(order, **{option.name: option.default for option in found.options} | options)
+        text = json.dumps({**order.record, **exported.record}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if found.shape == "folder":
+            (place / RECORD).write_text(text, encoding="utf-8")
+    if found.shape == "file with record":
+        write_atomically(beside(path), text.encode())
+    return exported
+
+
+def beside(path: Path) -> Path:
+    """Where the record of a lone file is."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _target(name: str, options: Mapping[str, Any]) -> Target:
+    if name not in TARGETS:
+        raise ExportError(f"no export target {name!r}; there are {', '.join(TARGETS)}")
+    found = TARGETS[name]
+    known = {option.name: option for option in found.options}
+    if unknown := sorted(set(options) - set(known)):
+        raise ExportError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    for option in found.options:
+        if option.required and options.get(option.name) is None:
+            raise ExportError(f"{name} needs the option {option.name!r}: {option.help}")
+    return found
+
+
+def _check_free(path: Path, target: Target, overwrite: bool) -> None:
+    """Refuses to overwrite, before any work is done."""
+    places = [path, beside(path)] if target.shape == "file with record" else [path]
+    for place in places:
+        if not os.path.lexists(place):
+            continue
+        if not overwrite:
+            raise ExportError(f"{place} exists; choose another output, or overwrite it")
+        # A folder that is given by mistake must not vanish.
+        if place.is_dir() and target.shape != "folder":
+            raise ExportError(f"{place} is a folder, and a {target.name} export is a file")
+        if target.shape == "folder" and not (place.is_dir() and (exists(place / RECORD) or not any(place.iterdir()))):
+            raise ExportError(f"{place} is not an export of aft_harness, and is not replaced")

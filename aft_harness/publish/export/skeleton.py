@@ -1,0 +1,64 @@
+"""A model's modules without its weights: what its configuration alone says of its layers.
+
+Knows configurations of transformers. Knows nothing of boosters or of targets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aft_harness.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from aft_harness.boosters.model_identity import ModelIdentity
+
+
+def read_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of a folder or hub id; code that comes with a model is not run.
+
+    Raises:
+        ModelError: There is none, or transformers does not know its kind.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
+        raise ModelError(f"{model}: has no configuration that can be read ({type(error).__name__}: {reason})") from None
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The causal language model of a configuration, on the device `meta`: modules and shapes, no numbers.
+
+    Raises:
+        ModelError: The configuration is of no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
+        raise ModelError(f"no causal language model of type {config.model_type}: {reason}") from None
+
+
+def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:
+    """A skeleton of the kind of model that a booster names as its base, with as many layers.
+
+    Raises:
+        ModelError: The booster names none, or one that transformers does not know.
+    """
+    import transformers
+
+    name = recorded.architecture if recorded else ""
+    kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and recorded):
+        raise ModelError("the booster does not say which kind of model it is for; name the model")
+    config: Any = kind.config_class
+    return skeleton(config(num_hidden_layers=recorded.layers, hidden_size=recorded.hidden_size))

