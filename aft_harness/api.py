@@ -20,7 +20,7 @@ from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
 from aft_harness.engine.decoder import input_device
-from aft_harness.errors import ModelError, TaskError, TrainingError
+from aft_harness.errors import ModelError, ParseError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
@@ -211,6 +211,8 @@ def evaluate(
     source, names = Tasks(include_path), task_names(tasks)
     source.check(names)
     asked = Slice.parse(docs) if isinstance(docs, str) else docs
+    if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
+        raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
     with opened(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
         found = evaluation.evaluate(
             lm,

@@ -289,6 +289,7 @@ WRONG: dict[str, tuple[Callable[[str], Any], str]] = {
     "task": (lambda folder: train(folder, tasks="toy_choise"), "unknown task 'toy_choise'; did you mean"),
     "no task": (lambda folder: train(folder, tasks=[]), "no task is named"),
     "evaluated task": (lambda folder: evaluate(folder, tasks="toy_choise"), "unknown task 'toy_choise'"),
+    "no document": (lambda folder: evaluate(folder, tasks="toy_choice", limit=0), "a limit of 0 leaves no documents"),
     "no evaluated task": (lambda folder: evaluate(folder, tasks=()), "no task is named"),
     "folder of tasks": (lambda folder: train(folder, include_path=["nowhere"]), "nowhere: no such folder of tasks"),
     "start": (lambda folder: train(folder, start="nowhere.safetensors"), "nowhere.safetensors: no such booster"),

@@ -35,7 +35,7 @@ class ModelIdentity(BaseModel):
 
     def differs_from(self, recorded: ModelIdentity) -> bool:
         """Whether a recorded identity is known to be of another model."""
-        return recorded.fingerprint not in (None, self.fingerprint)
+        return None not in (recorded.fingerprint, self.fingerprint) and recorded.fingerprint != self.fingerprint
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ import click
 from aft_harness.cli.app import CONTEXT, main, note, resumable
 from aft_harness.cli.options import format_option, model_arguments, model_options, prompt_format, prompt_options
 from aft_harness.cli.terminal import counting_bar, quiet
-from aft_harness.cli.values import FILE, FOLDER, SLICE, OutputFile, overwrite_option
+from aft_harness.cli.values import BATCH_SIZE, FILE, FOLDER, SLICE, OutputFile, overwrite_option
 from aft_harness.files import make_folder
 from aft_harness.slices import Slice
 
@@ -29,7 +29,7 @@ from aft_harness.slices import Slice
 @prompt_options
 @click.option("--limit", type=click.IntRange(min=1), help="Documents per task, for a first look.")
 @click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id instead, as a slice.")
-@click.option("--batch-size", default="16", show_default=True, help="Rows a pass, or auto.")
+@click.option("--batch-size", type=BATCH_SIZE, default="16", show_default=True, help="Rows a pass, or auto.")
 @click.option("--output", type=FOLDER, help="Folder for lm-eval's output files, one folder a booster.")
 @click.option(
     "--csv", "table_file", type=OutputFile(), help="File for the paired results, with a leaderboard's columns."
@@ -48,7 +48,7 @@ def evaluate(
     prompting: dict[str, Any],
     limit: int | None,
     docs: Slice | None,
-    batch_size: str,
+    batch_size: int | str,
     output: Path | None,
     table_file: Path | None,
     use_cache: Path | None,

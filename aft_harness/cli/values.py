@@ -56,6 +56,18 @@ overwrite_option = click.option(
 """For commands that have an `OutputFile`."""
 
 
+def _batch_size(text: str) -> int | str:
+    kind, _, often = text.partition(":")
+    if kind == "auto" and (not often or often.isdigit()):
+        return text
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ParseError(f"{text!r} is neither a number of rows nor auto")
+    return int(text)
+
+
+BATCH_SIZE = _Parsed("batch size", _batch_size)
+
+
 class Number(click.FloatRange):
     """A number in a range; neither infinite nor NaN, which no range keeps out."""
 

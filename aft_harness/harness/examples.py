@@ -17,7 +17,7 @@ from aft_harness.boosters.provenance import TaskRecord
 from aft_harness.engine.scoring import Request
 from aft_harness.errors import AftError, TaskError
 from aft_harness.harness import guards
-from aft_harness.harness.gold import Gold
+from aft_harness.harness.gold import TargetText, gold_choices, refuse_constant_choice
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
@@ -153,7 +153,8 @@ def examples_of(
     name, prompt_format = selection.name, prompt_format or PromptFormat()
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until", "loglikelihood"):
         raise TaskError(f"task {name}: output type {task.OUTPUT_TYPE} has no answer to train on")
-    gold = Gold(task, name, selection.target_field)
+    if selection.target_field is None:
+        refuse_constant_choice(task, name)
     rows = TrainingRows(task, selection)
     if rows.of_evaluation:
         logger.warning(
@@ -179,18 +180,20 @@ def examples_of(
     with unchanged(task), compiled_templates():
         _evaluate_split(task, rows.split)
         num_fewshot = configure(task, prompt_format.num_fewshot)
-        built = _build(task, rows, gold, [*development, *training], prompt_format, lm, selection.weight)
+        drawn = [*development, *training]
+        target = None
+        if task.OUTPUT_TYPE != "multiple_choice" or selection.target_field is not None:
+            texts = [rows.docs[index] for index in drawn]
+            target = TargetText(task, name, texts, rows.split_docs, selection.target_field)
+        built = _build(task, rows, drawn, prompt_format, lm, selection.weight, target)
     kept_development = [built[index] for index in development if index in built]
     kept_training = [built[index] for index in training if index in built]
     if not kept_training and not selection.development_only:
-        raise TaskError(
-            f"task {name}: no training document has a usable gold answer; where the task generates text, a target "
-            f"field can name it"
-        )
+        raise TaskError(f"task {name}: no training document has a usable gold answer")
     return TaskExamples(
         task=name,
         version=str(task.VERSION),
-        kind="choice" if task.OUTPUT_TYPE == "multiple_choice" else "text",
+        kind="text" if target else "choice",
         split=str(rows),
         num_fewshot=num_fewshot,
         train=kept_training,
@@ -217,11 +220,11 @@ def _evaluate_split(task: Any, split: str) -> None:
 def _build(
     task: Any,
     rows: TrainingRows,
-    gold: Gold,
     indices: Iterable[int],
     prompt_format: PromptFormat,
     lm: Any,
     weight: float,
+    target: TargetText | None,
 ) -> dict[int, Example]:
     """Examples by row index, through the very requests that lm-eval would evaluate."""
     chosen = sorted(indices)
@@ -238,7 +241,7 @@ def _build(
     built: dict[int, Example] = {}
     for position, index in enumerate(chosen):
         instances = sorted(grouped[position], key=lambda instance: instance.idx)
-        example = _example(task, rows, gold, instances, prompt_format, lm, weight)
+        example = _example(task, rows, instances, prompt_format, lm, weight, target)
         if example is not None:
             built[index] = example
     return built
@@ -247,39 +250,30 @@ def _build(
 def _example(
     task: Any,
     rows: TrainingRows,
-    gold: Gold,
     instances: list[Any],
     prompt_format: PromptFormat,
     lm: Any,
     weight: float,
+    target: TargetText | None,
 ) -> Example | None:
     doc = instances[0].doc  # of which the prompt was made: prompt and gold come from one and the same document
     question = rows.question(doc)
     common = (str(task.config.task), documents.text_hash(question), question)
-    if task.OUTPUT_TYPE == "multiple_choice":
+    if target is None:
         choices = tuple(map(str, task.doc_to_choice(doc)))
-        right = gold.choices(doc, choices)
-        if not right or "" in choices:
-            return None  # a choice without a token has no loglikelihood to learn
+        gold = gold_choices(task, doc, choices)
+        if not gold or "" in choices:
+            return None  # a choice without tokens has no loglikelihood to learn
         # A task that also scores by mutual information appends one unconditional request per choice.
         pairs = [instance.args[:2] for instance in instances[: len(choices)]]
         requests = tuple(lm.encode(*pair) for pair in pairs)
         guards.check_letters(common[0], requests)
-        return Example(*common, requests, right, choices, weight, shown=instances[right[0]].args[0])
-    context = instances[0].args[0]
-    if task.OUTPUT_TYPE == "loglikelihood":
-        target, text = instances[0].args[1], str(instances[0].args[1])
+        return Example(*common, requests, gold, choices, weight, shown=pairs[gold[0]][0])
+    context, text = instances[0].args[0], target.of(doc)
+    if task.OUTPUT_TYPE == "loglikelihood" and not target.named:
+        continuation = text = str(instances[0].args[1])  # what is evaluated
     else:
-        text = gold.text(doc)
-        target = _delimiter(task, prompt_format) + text
+        continuation = target.delimited(doc, task.doc_to_prefix(doc), prompt_format.apply_chat_template)
     if not text.strip():
         return None
-    return Example(*common, (lm.encode(context, target),), (0,), (text,), weight, shown=context)
-
-
-def _delimiter(task: Any, prompt_format: PromptFormat) -> str:
-    # The rule by which lm-eval joins a multiple-choice answer to its prompt.
-    prefix = task.config.gen_prefix
-    if prompt_format.apply_chat_template and not (prefix and not prefix[-1:].isspace()):
-        return ""
-    return str(task.config.target_delimiter)
+    return Example(*common, (lm.encode(context, continuation),), (0,), (text,), weight, shown=context)

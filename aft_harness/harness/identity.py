@@ -6,6 +6,7 @@ Knows the attributes of lm-eval's `HFLM`, models and tokenizers of Hugging Face.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ _ATTRIBUTES = (
 """Attributes of the model type that change an answer."""
 
 _PACKAGES = ("lm_eval", "transformers")
+
+_THIS_PROCESS = uuid.uuid4().hex
 
 
 def answer_settings(lm: Any) -> dict[str, str]:
@@ -79,7 +82,8 @@ def cache_identity(model: ModelIdentity, dtype: str, variant: Variant, settings:
     """
     return json.dumps(
         {
-            "model": model.fingerprint,
+            # Of two models whose weights cannot be read nobody knows that they are one.
+            "model": model.fingerprint or f"unknown {_THIS_PROCESS}",
             "name": model.name,
             "revision": model.revision,
             "dtype": dtype,

@@ -35,7 +35,7 @@ class TrainingRows:
             )
         rows = named or SplitSlice(str(task.config.training_split))
         self.split = rows.split
-        docs = _split_docs(task, rows.split, name)
+        docs = self.split_docs = _split_docs(task, rows.split, name)
         self.rows = Slice(rows.rows.start, len(docs) if rows.rows.stop is None else min(rows.rows.stop, len(docs)))
         self.docs: dict[int, Mapping[str, Any]] = {index: doc for index, doc in enumerate(docs) if index in self.rows}
         if not self.docs:

@@ -129,6 +129,8 @@ def test_bad_input_is_one_line(model: str, in_tmp: Path) -> None:
         (["--vector", "a.safetensors", "--docs", "90:99"], 1, "documents 90:99: task toy_choice has no document"),
         (["--vector", "a.safetensors", "--format", "xml"], 2, "'--format'"),
         (["--vector", "a.safetensors", "--limit", "0"], 2, "'--limit'"),
+        (["--vector", "a.safetensors", "--batch-size", "many"], 2, "'--batch-size': 'many' is neither a number"),
+        (["--vector", "a.safetensors", "--batch-size", "0"], 2, "'--batch-size': '0' is neither a number"),
         (["--vector", "a.safetensors", "--tasks", "toy_choise"], 1, "unknown task 'toy_choise'"),
         (["--vector", "a.safetensors", "--csv", "a.safetensors/t.csv"], 2, "is not a folder that can be written"),
         ([], 2, "Missing option '--vector'"),

@@ -62,6 +62,6 @@ def test_what_goes_wrong_is_one_line(made: Booster) -> None:
         assert_refused(aft("export", *arguments), code, reason)
     assert_refused(aft("import", "a.safetensors", "-o", "b.safetensors"), 1, "a booster needs no import")
     assert_refused(aft("import", "nowhere", "-o", "b.safetensors"), 1, "nowhere: no such file")
-    assert_refused(aft("import", "taken.gguf", "-o", "b.gguf"), 2, "a booster file ends in .safetensors")
+    assert_refused(aft("import", "taken.gguf", "-o", "b.gguf"), 2, "must end in .safetensors")
     assert sorted(path.name for path in Path().iterdir()) == ["a.safetensors", "taken.gguf", "zero.safetensors"]
     assert made.layers == (1, 2)

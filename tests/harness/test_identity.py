@@ -123,6 +123,15 @@ def test_a_cache_of_an_earlier_version_is_refused(folder: str, tmp_path: Path) -
         lm.set_cache_hook(caching.get_cache_hook())
 
 
+def test_a_model_that_cannot_be_told_is_not_another_one_in_another_process(folder: str) -> None:
+    lm = ours(folder)
+    known = lm.cache_identity(BASELINE)
+    lm.base_model = lm.base_model.model_copy(update={"fingerprint": None})
+    unknown = json.loads(lm.cache_identity(BASELINE))["model"]
+    assert lm.cache_identity(BASELINE) != known and unknown == json.loads(lm.cache_identity(BASELINE))["model"]
+    assert re.fullmatch(r"unknown [0-9a-f]{32}", unknown)
+
+
 def test_a_tokenizer_is_the_same_after_it_was_used_saved_and_loaded(
     tiny_tokenizer: Any, folder: str, tmp_path: Path
 ) -> None:
