@@ -141,7 +141,10 @@ ACCEPTED: dict[str, tuple[dict[str, Any], Callable[[dict], str]]] = {
     "joined list": ({"doc_to_target": "{{words|join(', ')}}"}, lambda doc: f"{doc['answer']}, other"),
     "object as JSON": ({"doc_to_target": "{{spans[0]|tojson}}"}, lambda doc: f'{{"text": "{doc["answer"]}"}}'),
     "text like an object": ({"doc_to_target": "{'a': {{number}}}"}, lambda doc: f"{{'a': {doc['number']}}}"),
-    "formula": ({"doc_to_target": lambda doc: "$x^{{%d}}$" % doc["number"]}, lambda doc: "$x^{{%d}}$" % doc["number"]),
+    "formula": (
+        {"doc_to_target": lambda doc: "$x^{{" + str(doc["number"]) + "}}$"},
+        lambda doc: "$x^{{" + str(doc["number"]) + "}}$",
+    ),
     "choice": ({"doc_to_target": "gold", "doc_to_choice": "choices"}, lambda doc: doc["answer"]),
     # mbpp, with a solution
     "few-shot flag": (
