@@ -43,9 +43,8 @@ def gguf_model(
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(WIDTH)
     for key, value in metadata.items():
-        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](
-            key.replace("__", "."), value
-        )
+        kinds = {str: "STRING", int: "UINT32", float: "FLOAT32"}
+        writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType[kinds[type(value)]])
     writer.add_token_list(["<s>", "é", "", "\n", "token"] * 20)
     writer.add_token_scores([0.5, -1.25, float("-inf"), 0.0, 1e-30] * 20)
     writer.add_token_types([1, 2, 3, 6, 1] * 20)

@@ -61,7 +61,9 @@ def adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Pa
 LINEAR = "base_model.model.model.layers.1.mlp.down_proj"
 
 
-@pytest.mark.parametrize(("target", "suffix", "layers"), [("gguf", "gguf", (1, 3)), ("hotwire", "pt", (0, 3)), ("lm-eval", "pt", (0, 3))])
+@pytest.mark.parametrize(
+    ("target", "suffix", "layers"), [("gguf", "gguf", (1, 3)), ("hotwire", "pt", (0, 3)), ("lm-eval", "pt", (0, 3))]
+)
 def test_what_was_exported_comes_back(tmp_path: Path, target: str, suffix: str, layers: tuple[int, ...]) -> None:
     made = booster(*layers)
     path = export(target, made, tmp_path / f"v.{suffix}").path
