@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 PLAIN = frozenset(("bloom", "gpt2", "gptneox", "llama", "nemotron", "phi2", "starcoder", "starcoder2"))
 """Architectures whose `ffn_down.bias` llama.cpp adds to the residual stream as it is. `llama` is also what it calls
-Mistral, SmolLM2, TinyLlama and other models of Llama's form. Each was run; see scripts/studies/verify_exports.py."""
+Mistral, SmolLM2, TinyLlama and other models of Llama's form. Each was run, as a small random model, before it was put
+here: others that llama.cpp's source gives such a bias are refused until somebody runs one."""
 
 SCALED = frozenset(("granite",))
 """Those that multiply the output of the MLP, bias included, by `residual_scale` first."""
