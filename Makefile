@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## train a booster on the embedded model and evaluate it: no
 	$(BIN)/aft demo
 
 test: check  ## check, run the tests and say how much of the package they cover
-	$(BIN)/python -m pytest --cov=aft_harness
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov=aft_harness
 
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check

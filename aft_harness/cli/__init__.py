@@ -4,7 +4,19 @@ Importing this package imports nothing heavy, so that `--help` is instant; each 
 runs.
 """
 
-from aft_harness.cli import boosters, demo, evaluate, export, extract, importing, leaderboard, sweep, train, transfer
+from aft_harness.cli import (
+    boosters,
+    demo,
+    evaluate,
+    export,
+    extract,
+    generate,
+    importing,
+    leaderboard,
+    sweep,
+    train,
+    transfer,
+)
 from aft_harness.cli.app import main
 from aft_harness.cli.train import train_main
 
@@ -14,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "generate",
     "importing",
     "leaderboard",
     "main",

@@ -31,7 +31,19 @@ def test_help_needs_no_heavy_import() -> None:
 def test_every_command_has_help() -> None:
     listed = aft("--help").stdout
     for command in (
-        *("train", "evaluate", "compare", "show", "mix", "transfer", "tasks", "demo", "demo-model"),
+        *(
+            "train",
+            "evaluate",
+            "generate",
+            "import",
+            "compare",
+            "show",
+            "mix",
+            "transfer",
+            "tasks",
+            "demo",
+            "demo-model",
+        ),
         *("extract mean-difference", "extract function-vector", "sweep layers", "sweep strengths"),
         *("leaderboard add", "leaderboard show"),
     ):
