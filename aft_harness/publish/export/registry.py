@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from aft_harness.errors import ExportError
 from aft_harness.files import exists, write_atomically, written_whole
-from aft_harness.publish.export import gguf, gguf_model, hotwire, lm_eval
+from aft_harness.publish.export import checkpoint, gguf, gguf_model, hotwire, lm_eval, peft
 from aft_harness.publish.export.target import RECORD, Exported, Order, Target
 
 if TYPE_CHECKING:
     from aft_harness.boosters.references import VectorSpec
 
 TARGETS: Mapping[str, Target] = {
-    target.name: target for target in (lm_eval.TARGET, gguf.TARGET, gguf_model.TARGET, hotwire.TARGET)
+    target.name: target
+    for target in (
+        checkpoint.TARGET,
+        peft.TARGET,
+        gguf.TARGET,
+        gguf_model.TARGET,
+        hotwire.TARGET,
+        lm_eval.TARGET,
+    )
 }
 """In the order of the help."""
 

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from aft_harness.boosters.model_identity import ModelIdentity
 
 
-def read_config(model: str | Path) -> PreTrainedConfig:
+def read_config(model: str | Path, label: str = "") -> PreTrainedConfig:
     """The configuration of a folder or hub id; code that comes with a model is not run.
+
+    Args:
+        model: The folder or hub id.
+        label: What messages call it; the same by default.
 
     Raises:
         ModelError: There is none, or transformers does not know its kind.
@@ -28,7 +32,9 @@ def read_config(model: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(model), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:300]
-        raise ModelError(f"{model}: has no configuration that can be read ({type(error).__name__}: {reason})") from None
+        raise ModelError(
+            f"{label or model}: has no configuration that can be read ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -60,5 +66,5 @@ def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:
     kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and recorded):
         raise ModelError("the booster does not say which kind of model it is for; name the model")
-    config: Any = kind.config_class
-    return skeleton(config(num_hidden_layers=recorded.layers, hidden_size=recorded.hidden_size))
+    configuration: Any = kind.config_class
+    return skeleton(configuration(num_hidden_layers=recorded.layers, hidden_size=recorded.hidden_size))
