@@ -64,7 +64,7 @@ def write_page() -> None:
     lines.append("|---|---|---|---|---|---|---|---|")
     for path in sorted(OUTPUT.glob("*.csv")):
         for row in pd.read_csv(path, keep_default_na=False).to_dict("records"):
-            logits, moved = (f"{float(row[name]):.1e}" for name in ("max_logit_difference", "logits_moved"))
+            logits, moved = (f"{float(row[name]):.2g}" for name in ("max_logit_difference", "logits_moved"))
             choices = f"{row['equal_choices']} of {row['n']}"
             parts = (
                 row["engine"],

@@ -185,6 +185,8 @@ def test_control_vectors_that_are_none(tmp_path: Path, name: str) -> None:
         ({"hookpoint": "layers.2.mlp"}, "steers layers.2.mlp; a booster changes the output of decoder layers only"),
         ({"steering_coefficient": float("nan")}, "not a finite number"),
         ({"steering_coefficient": 1e39}, "beyond float32"),
+        ({"steering_coefficient": 10**40}, "beyond float32"),
+        ({"steering_coefficient": 10**400}, "not a finite number"),
         ({"steering_vector": torch.ones(2, 2)}, "has the shape"),
         ({"steering_vector": torch.ones(4, dtype=torch.int64)}, "holds int64"),
         ({"steering_vector": torch.ones(1).expand(10**9)}, "has the shape"),

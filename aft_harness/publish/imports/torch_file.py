@@ -92,7 +92,7 @@ def _steered(name: Any, entry: Mapping[Any, Any]) -> tuple[int, Tensor]:
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not _finite(strength):
         raise BoosterError(f"{shown}: its steering_coefficient is not a finite number")
     vector = checked_vector(entry.get("steering_vector"), f"{shown}: steering_vector")
-    return layer_number(match[1], name), vector if strength == 1 else checked_vector(vector * strength, shown)
+    return layer_number(match[1], name), vector if strength == 1 else checked_vector(vector * float(strength), shown)
 
 
 def _finite(number: float) -> bool:
