@@ -11,7 +11,7 @@ import click
 from aft_harness.cli.app import CONTEXT, Group, main, option
 from aft_harness.cli.terminal import lines, quiet
 from aft_harness.publish.export.registry import TARGETS
-from aft_harness.publish.export.target import Option, Target
+from aft_harness.publish.export.target import MODEL, Option, Target
 from aft_harness.text import printable
 
 
@@ -30,7 +30,7 @@ def _command(target: Target) -> click.Command:
         with option("VECTOR"):
             references.parse(list(vector))
         begun = time.perf_counter()
-        with quiet():
+        with quiet(hub=MODEL in target.options):
             done = registry.export(target.name, list(vector), output, scale=scale, overwrite=overwrite, **options)
         found = [("written", f"{printable(done.path)} in {time.perf_counter() - begun:.1f} s")]
         found += [("note", note) for note in done.notes]
