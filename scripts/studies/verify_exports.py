@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "exports"
 PAGE = ROOT / "docs" / "exports.md"
 BEGIN, END = "<!-- table: scripts/studies/verify_exports.py -->", "<!-- end of table -->"
-ENGINES = ("llama.cpp",)
+ENGINES = ("lm-eval", "llama.cpp", "vllm")
 FAR = 1e-3
 """What logits of float32 may differ by."""
 
@@ -36,7 +36,7 @@ FAR = 1e-3
 )
 def main(engines: tuple[str, ...], limit: int, folder: Path) -> None:
     """Verifies the exports and writes the table."""
-    from exports import llama
+    from exports import llama, stock, vllm
     from exports.material import Material
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,14 @@ def main(engines: tuple[str, ...], limit: int, folder: Path) -> None:
     failed = []
     for engine in engines:
         rows = []
-        for row in {"llama.cpp": llama.verified}[engine](material, folder / "environments"):
+        for row in {"lm-eval": stock.verified, "llama.cpp": llama.verified, "vllm": vllm.verified}[engine](
+            material, folder / "environments"
+        ):
             click.echo(" ".join(f"{name}={value}" for name, value in row.items()), err=True)
             rows.append(row)
-            if row["weights"] == "float32" and row["max_logit_difference"] > FAR:
-                failed.append(f"{row['target']}, {row['booster']}: {row['max_logit_difference']:.2g}")
+            far = max(row["max_logit_difference"], row["max_score_difference"])
+            if row["weights"] == "float32" and far > FAR:
+                failed.append(f"{row['target']}, {row['booster']}: {far:.2g}")
         pd.DataFrame(rows).to_csv(OUTPUT / f"{engine}.csv", index=False)
     write_page()
     if failed:
@@ -60,11 +63,12 @@ def write_page() -> None:
     """Puts the table of all engines' files into the page."""
     from aft_harness.files import write_atomically
 
-    lines = ["| tool | target | weights | booster | compared with | logits | moved by the booster | choices equal |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    heads = "tool, target, weights, booster, compared with, logits, loglikelihoods, moved by the booster, choices equal"
+    lines = [f"| {heads.replace(', ', ' | ')} |", "|---" * len(heads.split(", ")) + "|"]
     for path in sorted(OUTPUT.glob("*.csv")):
         for row in pd.read_csv(path, keep_default_na=False).to_dict("records"):
-            logits, moved = (f"{float(row[name]):.2g}" for name in ("max_logit_difference", "logits_moved"))
+            names = ("max_logit_difference", "max_score_difference", "logits_moved")
+            logits, scores, moved = (f"{float(row[name]):.2g}" if row[name] != "" else "" for name in names)
             choices = f"{row['equal_choices']} of {row['n']}"
             parts = (
                 row["engine"],
@@ -73,6 +77,7 @@ def write_page() -> None:
                 row["booster"],
                 row["against"],
                 logits,
+                scores,
                 moved,
                 choices,
             )

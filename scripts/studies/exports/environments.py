@@ -15,8 +15,16 @@ import click
 PEERS = Path(__file__).parent / "peers"
 
 
-def environment(home: Path, requirements: Sequence[str]) -> Path:
+def environment(
+    home: Path, requirements: Sequence[str], *, constraints: Sequence[str] = (), without: Sequence[str] = ()
+) -> Path:
     """The Python of an environment with these packages, made on the first call.
+
+    Args:
+        home: Where it is.
+        requirements: Packages.
+        constraints: Versions of what comes with them.
+        without: What comes with them and is removed.
 
     Raises:
         click.ClickException: They cannot be installed.
@@ -25,9 +33,13 @@ def environment(home: Path, requirements: Sequence[str]) -> Path:
     if not (home / "installed").is_file():
         click.echo(f"installing {', '.join(requirements)}; the first time takes minutes", err=True)
         venv.create(home, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", *requirements]
+        pinned = home / "constraints.txt"
+        pinned.write_text("\n".join(constraints))
+        install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pinned), *requirements]
         if (done := subprocess.run(install, capture_output=True, text=True, check=False)).returncode:
             raise click.ClickException(f"{', '.join(requirements)} cannot be installed: {done.stderr.strip()[-500:]}")
+        if without:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=False)
         (home / "installed").touch()
     return python
 

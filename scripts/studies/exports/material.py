@@ -40,11 +40,12 @@ class Answers:
 
     Attributes:
         scores: The loglikelihood of each row's continuation.
-        logits: Of the first `COMPARED` rows, at every position, laid end to end; [positions, vocabulary].
+        logits: Of the first `COMPARED` rows, at every position, laid end to end; [positions, vocabulary]. None from an
+            engine that gives loglikelihoods only.
     """
 
     scores: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
 
 
 class Material:
@@ -110,9 +111,9 @@ class Material:
         """How far an engine's answers are from those expected, and how far the booster moves them."""
         first, second = self._choices(expected.scores), self._choices(given.scores)
         values = (
-            float(np.abs(expected.logits - given.logits).max()),
-            float(np.abs(expected.scores - given.scores).max()),
-            float(np.abs(expected.logits - unsteered.logits).max()),
+            _furthest(expected.logits, given.logits),
+            _furthest(expected.scores, given.scores),
+            _furthest(expected.logits, unsteered.logits),
             int(sum(a == b for a, b in zip(first, second, strict=True))),
             len(first),
         )
@@ -122,3 +123,8 @@ class Material:
         """The likeliest choice of each document."""
         bounds = np.cumsum([0, *self._built[1]])
         return [int(np.argmax(scores[a:b])) for a, b in pairwise(bounds)]
+
+
+def _furthest(first: np.ndarray | None, second: np.ndarray | None) -> float:
+    """The largest difference; NaN where one side gives nothing."""
+    return float("nan") if first is None or second is None else float(np.abs(first - second).max())
