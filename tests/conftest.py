@@ -44,6 +44,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom": {},
     "falcon": {"alibi": False, "ffn_hidden_size": 64, "multi_query": True, "parallel_attn": True},
     "gemma": _GEMMA,
+    "gemma2": {**_GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "gemma3_text": {
         **_GEMMA,
         "query_pre_attn_scalar": 8,
@@ -52,14 +53,19 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_inner": 64},
     "gpt_neox": {"intermediate_size": 64},
+    "gptj": {"n_inner": 64, "rotary_dim": 8},
+    "granite": {**_GATED, "residual_multiplier": 0.22},
     "llama": _GATED,
     "mamba": {"intermediate_size": 64, "state_size": 8, "time_step_rank": 4},
     "mistral": {**_GATED, "sliding_window": None},
     "mixtral": {**_GATED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "olmo2": _GATED,
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2},
     "phi": {"intermediate_size": 64, "num_key_value_heads": 4},
+    "phi3": _GATED,
     "qwen2": _GATED,
     "qwen3": {**_GATED, "head_dim": 8},
+    "starcoder2": {**_GATED, "sliding_window": None},
 }
 
 _SENTENCES = (

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from aft_harness.errors import FileError
-from aft_harness.files import ABANDONED, check_regular, exists, make_folder, read_regular, write_atomically
+from aft_harness.files import (
+    ABANDONED,
+    check_regular,
+    exists,
+    make_folder,
+    read_regular,
+    write_atomically,
+    written_whole,
+)
 
 
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -171,3 +179,74 @@ def test_only_regular_files_are_read_and_written(tmp_path: Path) -> None:
             read_regular(path, 9)
         with pytest.raises(FileError, match="it is not a regular file"):
             write_atomically(path, b"")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_block_writes_is_there_whole_or_not_at_all(kind: str, there: bool, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    def fill(place: Path, text: str) -> None:
+        if kind == "folder":
+            place.mkdir()
+            place = place / "inner"
+        place.write_text(text)
+
+    if there:
+        fill(path, "old")
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), written_whole(path, replace=there) as place:
+            fill(place, "half")
+            raise error
+        assert os.listdir(tmp_path) == ["out"] * there
+    with written_whole(path, replace=there) as place:
+        assert not place.exists() and place.name == "out"
+        fill(place, "new")
+    assert (path / "inner" if kind == "folder" else path).read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(FileError, match="out: exists already"), written_whole(path) as place:
+        fill(place, "newer")
+    assert (path / "inner" if kind == "folder" else path).read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_was_there_is_put_back_where_the_new_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    rename = os.rename
+
+    def fails_for_the_new(source: Path, target: Path) -> None:
+        if Path(source).read_text() == "new":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails_for_the_new)
+    with pytest.raises(FileError, match="No space left"), written_whole(path, replace=True) as place:
+        place.write_text("new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["out"]
+
+
+def test_an_error_of_another_file_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "out"):
+        (tmp_path / "source").read_text()
+    with pytest.raises(FileError, match="out: cannot be written"), written_whole(tmp_path / "out") as place:
+        (place / "in no folder").write_text("")
+    with pytest.raises(FileError, match="cannot be written"), written_whole(tmp_path / "nowhere" / "out"):
+        pass
+
+
+def test_folders_that_killed_writers_left_behind_go_when_they_are_old(tmp_path: Path) -> None:
+    old, busy, other = (tmp_path / f".{name}.abcdefgh.aft-tmp-folder" for name in ("out", "out", "other"))
+    busy = busy.with_name(".out.12345678.aft-tmp-folder")
+    long_ago = time.time() - 2 * ABANDONED
+    for folder in (old, busy, other):
+        folder.mkdir()
+        (folder / "part").write_text("x")
+        os.utime(folder / "part", (long_ago, long_ago))
+        os.utime(folder, (long_ago, long_ago))
+    os.utime(busy / "part")  # still being written
+    with written_whole(tmp_path / "out") as place:
+        place.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", busy.name, other.name])

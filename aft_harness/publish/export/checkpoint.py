@@ -89,7 +89,7 @@ def _config_file(base: Base, form: Form) -> dict[str, Any]:
         return raw
     if form.name != AS_LLAMA:
         return {**raw, form.name: True}
-    settings = form.config.to_dict()
+    settings = {name: value for name, value in form.config.to_dict().items() if name not in _NOT_CARRIED}
     # Rotary embeddings as the base spells them, which readers of its age understand.
     rope = {"rope_theta", "rope_scaling"} & set(raw)
     if rope:
@@ -124,7 +124,7 @@ def _size(count: int) -> str:
 
 TARGET = Target(
     name="checkpoint",
-    summary="A Hugging Face folder for transformers, lm_eval --model hf and vLLM, nothing of ours in it.",
+    summary="A Hugging Face folder that transformers, lm_eval and vLLM load without aft_harness.",
     description="The vectors become biases of linear layers, in the dtype of the model's weights. By default "
     "the folder is an overlay: the model's files are linked (copied where that is not possible), and a few megabytes "
     "are added. Files that hold such biases already, as those of Phi, GPT-2, GPT-NeoX and OPT do, are copied. Kinds of "

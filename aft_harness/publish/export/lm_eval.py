@@ -25,10 +25,10 @@ def write(order: Order, *, model: str | None) -> Exported:
         try:
             kind = recorded_kind(order.booster.provenance.base_model)
         except ModelError as error:
-            raise ExportError(f"{order.variant.name}: {error} with --model") from None
+            raise ExportError(f"{order.variant.name}: {error}") from None
     else:
         kind = skeleton(read_config(model))
-    Steering(kind, order.booster)  # refuses a booster of another width or depth
+        Steering(kind, order.booster)  # refuses a booster of another width or depth
     layers = decoder_layers(kind)
     names = {id(module): name for name, module in kind.base_model.named_modules()}
     torch.save(

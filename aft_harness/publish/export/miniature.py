@@ -40,15 +40,17 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     small = copy.deepcopy(config)
     vars(small).pop("quantization_config", None)
     text = small.get_text_config(decoder=True)
-    heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
-    fewer = 4 if hidden // heads <= 80 else 2
+    hidden, heads = int(text.hidden_size), getattr(text, "num_attention_heads", None)
+    head = hidden // heads if heads else 32
+    fewer = 4 if head <= 80 else 2
     for name in ("num_key_value_heads", "num_kv_heads"):
         if (groups := getattr(text, name, None)) is not None:
             setattr(text, name, fewer if groups == heads else fewer // 2)
-    if getattr(text, "word_embed_proj_dim", None) is not None:
-        text.word_embed_proj_dim = fewer * (hidden // heads) if text.word_embed_proj_dim == hidden else _INNER
-    text.num_attention_heads = fewer
-    text.hidden_size = fewer * (hidden // heads)
+    if (projected := getattr(text, "word_embed_proj_dim", None)) is not None:
+        text.word_embed_proj_dim = fewer * head if projected == hidden else _INNER
+    if heads:
+        text.num_attention_heads = fewer
+    text.hidden_size = fewer * head
     for name in _INNER_SIZES:
         if getattr(text, name, None) is not None:
             setattr(text, name, _INNER)

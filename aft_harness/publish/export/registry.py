@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_harness.errors import ExportError
+from aft_harness.errors import ExportError, ParseError
 from aft_harness.files import exists, write_atomically, written_whole
 from aft_harness.publish.export import checkpoint, gguf, gguf_model, hotwire, lm_eval, peft
 from aft_harness.publish.export.target import RECORD, Exported, Order, Target
@@ -64,7 +64,7 @@ def export(
     found = _target(target, options)
     path = Path(output)
     if found.suffix and path.suffix != found.suffix:
-        raise ExportError(f"{path}: a {found.name} export ends in {found.suffix}")
+        raise ParseError(f"{path}: a {found.name} export ends in {found.suffix}")
     _check_free(path, found, overwrite)
     variant = references.load(vector, scale)
     with written_whole(path, replace=overwrite) as place:

@@ -55,7 +55,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:
-    """A skeleton of the kind of model that a booster names as its base, with as many layers.
+    """A skeleton of the kind of model that a booster names as its base, with as many layers, of any width.
 
     Raises:
         ModelError: The booster names none, or one that transformers does not know.
@@ -67,4 +67,4 @@ def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and recorded):
         raise ModelError("the booster does not say which kind of model it is for; name the model")
     configuration: Any = kind.config_class
-    return skeleton(configuration(num_hidden_layers=recorded.layers, hidden_size=recorded.hidden_size))
+    return skeleton(configuration(num_hidden_layers=recorded.layers))
