@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from export_cases import WIDTH, assert_close, booster, checkpoint, loaded, logits, steered
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection
@@ -231,8 +231,7 @@ def test_the_comparison_sees_an_export_that_does_something_else(
         kept = {key: tensor for key, tensor in tensors.items() if wrong != "lost" or key != name}
         return save(kept | ({name: tensors[name] / 2} if wrong == "halved" else {}), metadata)
 
-    save = overlay.save
-    monkeypatch.setattr(overlay, "save", spoilt)
+    monkeypatch.setattr("aft_harness.publish.export.overlay.save", spoilt)
     with pytest.raises(
         ExportError, match=r"does not compute what the steered model does|lacks weights|cannot be loaded"
     ):
