@@ -287,3 +287,15 @@ def test_an_export_can_be_exported_from(tmp_path: Path) -> None:
     exported(tmp_path / "first", tmp_path / "second", booster(7))
     both = mix([(booster(), 1.0), (booster(7), 1.0)])
     assert_close(logits(loaded(tmp_path / "second")), steered(base, both))
+
+
+def test_a_configuration_that_would_be_read_as_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aft_harness.publish.export import checkpoint as target
+
+    written = target._config_file
+    monkeypatch.setattr(target, "_config_file", lambda *given: {**written(*given), "rms_norm_eps": 0.5})
+    with pytest.raises(ExportError, match="the base's settings cannot be carried over: rms_norm_eps"):
+        exported(checkpoint(tmp_path / "base", "mistral"), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["base"]
