@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from aft_harness.errors import AftError
     from aft_harness.harness.model import SteeredHFLM
     from aft_harness.harness.selection import PromptFormat, TaskSelection
+    from aft_harness.publish.export.registry import export
+    from aft_harness.publish.export.target import Exported
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
@@ -31,6 +33,7 @@ _HOME = {
     "AftError": "errors",
     "Booster": "engine.steering",  # which gives boosters their `applied_to`
     "EvaluationResult": "api",
+    "Exported": "publish.export.target",
     "PromptFormat": "harness.selection",
     "Settings": "training.recipe",
     "SteeredHFLM": "harness.model",
@@ -39,6 +42,7 @@ _HOME = {
     "TrainingResult": "training.result",
     "Variant": "boosters.variant",
     "evaluate": "api",
+    "export": "publish.export.registry",
     "mix": "boosters.mixing",
     "opened": "api",
     "train": "api",
@@ -49,6 +53,7 @@ __all__ = [
     "AftError",
     "Booster",
     "EvaluationResult",
+    "Exported",
     "PromptFormat",
     "Settings",
     "SteeredHFLM",
@@ -58,6 +63,7 @@ __all__ = [
     "Variant",
     "__version__",
     "evaluate",
+    "export",
     "mix",
     "opened",
     "train",

@@ -196,7 +196,10 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert len(loaded) < 40, sorted(loaded)  # `typing` and what it needs
 
 
-@pytest.mark.parametrize("module", ["studies.plan", "training.recipe", "harness.selection", "boosters.layers", "cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["studies.plan", "training.recipe", "harness.selection", "boosters.layers", "publish.export.registry", "cli"],
+)
 def test_words_and_numbers_are_read_without_torch(module: str) -> None:
     assert not heavy(loaded_by(f"import aft_harness.{module}"))
 

@@ -45,12 +45,12 @@ def export(
     """Writes a booster as another tool reads it: exactly, or not at all.
 
     Args:
-        target: One of `TARGETS`.
+        target: What reads it: `checkpoint`, `peft`, `lm-eval`; `aft export --help` lists all.
         vector: What `vector=` takes; several boosters are mixed.
         output: The file or folder to write. It is there whole, or not at all.
         scale: Factor on the whole.
         overwrite: Replace what is there already: a file, or a folder that is itself an export.
-        **options: Those of the target.
+        **options: Those of the target, as `aft export TARGET --help` lists them, such as `model`.
 
     Returns:
         Where it is, how it is used and how one sees that it is on.
@@ -58,6 +58,9 @@ def export(
     Raises:
         AftError: The booster cannot be read; the target cannot express it or does not know an option; there is
             something at `output` already.
+
+    Example:
+        >>> export("checkpoint", "arc.safetensors", "arc-model", model="HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
     """
     from aft_harness.boosters import references
 

@@ -151,5 +151,5 @@ class Target:
     options: tuple[Option, ...] = ()
 
 
-MODEL = Option("model", "Hub id (in the local cache) or folder of the model that the booster is for.", required=True)
+MODEL = Option("model", "Hub id or folder of the model that the booster is for.", required=True)
 """The option of targets that need the model."""

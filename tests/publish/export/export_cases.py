@@ -37,10 +37,11 @@ def checkpoint(folder: Path, architecture: str, dtype: torch.dtype = torch.float
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model as anybody loads it; every weight is found, and none is left over."""
-    load: Any = AutoModelForCausalLM.from_pretrained  # whose type knows no report
+    load: Any = AutoModelForCausalLM.from_pretrained
     model, report = load(folder, dtype=dtype, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    return model.eval()
+    found: PreTrainedModel = model.eval()
+    return found
 
 
 def logits(model: Any) -> torch.Tensor:

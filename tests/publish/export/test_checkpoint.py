@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from export_cases import WIDTH, assert_close, booster, checkpoint, loaded, logits, steered
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection
@@ -231,8 +231,7 @@ def test_the_comparison_sees_an_export_that_does_something_else(
         kept = {key: tensor for key, tensor in tensors.items() if wrong != "lost" or key != name}
         return save(kept | ({name: tensors[name] / 2} if wrong == "halved" else {}), metadata)
 
-    save: Any = vars(overlay)["save"]
-    monkeypatch.setattr(overlay, "save", spoilt)
+    monkeypatch.setattr("aft_harness.publish.export.overlay.save", spoilt)
     with pytest.raises(
         ExportError, match=r"does not compute what the steered model does|lacks weights|cannot be loaded"
     ):
@@ -288,3 +287,15 @@ def test_an_export_can_be_exported_from(tmp_path: Path) -> None:
     exported(tmp_path / "first", tmp_path / "second", booster(7))
     both = mix([(booster(), 1.0), (booster(7), 1.0)])
     assert_close(logits(loaded(tmp_path / "second")), steered(base, both))
+
+
+def test_a_configuration_that_would_be_read_as_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aft_harness.publish.export import checkpoint as target
+
+    written = target._config_file
+    monkeypatch.setattr(target, "_config_file", lambda *given: {**written(*given), "rms_norm_eps": 0.5})
+    with pytest.raises(ExportError, match="the base's settings cannot be carried over: rms_norm_eps"):
+        exported(checkpoint(tmp_path / "base", "mistral"), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["base"]
