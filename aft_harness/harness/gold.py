@@ -64,7 +64,7 @@ class Gold:
         if isinstance(gold, list | tuple):  # several wordings, of which the first
             gold = gold[0] if gold else ""
         if _is_structure(gold):
-            raise self._refused(f"its target is no text but {_shown(gold)}", doc)
+            raise self._refused(f"its target is not text but {_shown(gold)}", doc)
         return "" if gold is None else str(gold)
 
     def _target(self, doc: Mapping[str, Any]) -> Any:
@@ -77,24 +77,24 @@ class Gold:
 
     def _named(self, doc: Mapping[str, Any], field: str) -> str:
         if field not in doc:
-            raise TaskError(f"task {self._name}: its documents have no field {field!r}; they have {_fields(doc)}")
+            raise TaskError(f"task {self._name}: the documents have no field {field!r}; they have {_fields(doc)}")
         value = doc[field]
         if value is None or isinstance(value, str):
             return value or ""
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TaskError(f"task {self._name}: field {field} holds no text but {_shown(value)}")
+            raise TaskError(f"task {self._name}: field {field} is not text but {_shown(value)}")
         return str(value)
 
     def _check_choices(self) -> None:
         if self._field is not None:
             raise TaskError(
-                f"task {self._name} ranks choices, whose right one it names itself; a target field is for tasks that "
-                f"generate text"
+                f"task {self._name} ranks choices and names the correct one itself; a target field only applies to "
+                f"tasks that generate text"
             )
         # truthfulqa_mc2: several choices are right, and only its own scoring code knows which.
         if _is_constant(self._task) and callable(self._task.config.process_results):
             raise TaskError(
-                f"task {self._name}: its gold answer is known to its own scoring code only; it cannot be trained on"
+                f"task {self._name}: cannot be trained on, because only its scoring code knows the gold answer"
             )
 
     def _check_text(self) -> None:
@@ -102,16 +102,16 @@ class Gold:
         if task.OUTPUT_TYPE == "loglikelihood" or self._shots is not None:
             return
         if _is_constant(task) and task.config.doc_to_choice is None:
-            raise self._refused(f"its target is {str(task.config.doc_to_target)!r} for every document, and no answer")
+            raise self._refused(f"its target is {str(task.config.doc_to_target)!r} for every document, not an answer")
         if getattr(task, "UNSAFE_CODE", False):
-            raise self._refused("it runs the code that is generated, and its target is what it runs it with")
+            raise self._refused("it runs the generated code, and its target is the code that checks it")
 
     def _refused(self, reason: str, doc: Mapping[str, Any] | None = None) -> TaskError:
         fields = _fields(doc) if doc else ", ".join(sorted(map(printable, getattr(self._task, "features", []))))
         listed = f" (the documents have {fields})" if fields else ""
         return TaskError(
-            f"task {self._name} cannot be trained on as it is: {reason}; name the field that holds the answer as the "
-            f"target field{listed}, or write a YAML with another doc_to_target"
+            f"task {self._name} cannot be trained on as is: {reason}; name the document field with the answer as the "
+            f"target field{listed}, or write a YAML file with another doc_to_target"
         )
 
 

@@ -47,8 +47,8 @@ def test_the_text_is_the_one_that_few_shot_prompts_show(name: str, expected: Any
     ("name", "reason"),
     [
         ("toy_constant", "its target is '0' for every document"),
-        ("toy_unit_tests", "it runs the code that is generated"),
-        ("toy_mapping", "its target is no text but {'text': "),
+        ("toy_unit_tests", "it runs the generated code"),
+        ("toy_mapping", "its target is not text but {'text': "),
     ],
 )
 def test_what_only_a_scorer_needs_is_refused_with_the_way_out(name: str, reason: str, lm: SteeredHFLM) -> None:
@@ -65,7 +65,7 @@ def test_a_named_field_holds_text(lm: SteeredHFLM) -> None:
     assert record.target_field == "sentence"
     assert "target_field" not in drawn("toy_text", lm).record().model_dump(exclude_unset=True)
     for name, field, reason in (
-        ("toy_text", "both", "field both holds no text but"),
+        ("toy_text", "both", "field both is not text but"),
         ("toy_text", "answr", "have no field 'answr'; they have .*answer"),
         ("toy_choice", "answer", "ranks choices"),
     ):
