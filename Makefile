@@ -16,7 +16,7 @@ help:  ## list the targets
 
 venv: $(INSTALLED)  ## install everything into .venv
 
-demo: $(INSTALLED)  ## train a booster on the embedded model and evaluate it: no network, no model hub
+demo: $(INSTALLED)  ## train a booster on the demo model and evaluate it: no network, no model hub
 	$(BIN)/aft demo
 
 test: check  ## check, run the tests and say how much of the package they cover

@@ -4,8 +4,8 @@
     result = aft.train("HuggingFaceTB/SmolLM2-135M-Instruct", tasks="arc_easy")
     result.booster.save("arc.safetensors")
 
-What is listed in `__all__` is the public interface, see docs/api.md. Names are imported when they are first used, so
-that this package is imported in milliseconds.
+`__all__` lists the public interface, which docs/api.md documents. Names are imported on first use, so importing the
+package takes milliseconds.
 """
 
 from __future__ import annotations

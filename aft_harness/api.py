@@ -41,27 +41,27 @@ from aft_harness.training.recipe import RECIPES, Settings
 from aft_harness.training.result import TrainingResult
 
 Model = str | Path | nn.Module
-"""A hub id, a folder, or a loaded model of transformers."""
+"""A hub id, a folder, or a loaded transformers model."""
 
 TasksLike = str | Sequence[str | TaskSelection]
-"""Tasks to learn from: one name, several separated by commas, or a list of names and selections."""
+"""Tasks to train on: one name, several names separated by commas, or a list of names and selections."""
 
 Boosters = references.VectorSpec | Mapping[str, Any] | Sequence[Any]
-"""Boosters to evaluate: one of what `vector=` takes, a list of them, or a mapping from names to them."""
+"""Boosters to evaluate: anything that `vector=` accepts, a list of these, or a mapping from names to these."""
 
 
 @contextmanager
 def opened(
     model: Model, tokenizer: Any = None, *, dtype: str = "auto", batch_size: int | str = 16, **model_args: Any
 ) -> Iterator[SteeredHFLM]:
-    """The model type that everything here runs on; a model that was loaded already is given back as it was.
+    """Opens a model as the lm-eval model type that every function here uses; leaves an already loaded model unchanged.
 
     Args:
         model: A hub id, a folder, or a loaded model.
-        tokenizer: Of a loaded model.
-        dtype: Of the weights of a model that is loaded here; `auto` is the checkpoint's.
-        batch_size: Rows a pass, or `auto`.
-        **model_args: Further arguments of `--model steered-hf`, such as `device`, `revision`, `trust_remote_code`.
+        tokenizer: Tokenizer of a loaded model.
+        dtype: Data type of the weights if the model is loaded here; `auto` means as in the checkpoint.
+        batch_size: Rows per forward pass, or `auto`.
+        **model_args: Additional arguments of `--model steered-hf`, such as `device`, `revision`, `trust_remote_code`.
 
     Raises:
         ModelError: The model cannot be loaded or steered.
@@ -70,7 +70,7 @@ def opened(
         yield SteeredHFLM(str(model), dtype=dtype, batch_size=batch_size, tokenizer=tokenizer, **model_args)
         return
     if tokenizer is None:
-        raise ModelError(f"a loaded {type(model).__name__} needs its tokenizer too: pass tokenizer=")
+        raise ModelError(f"a loaded {type(model).__name__} also needs its tokenizer; pass tokenizer=")
     modes = [(module, module.training) for module in model.modules()]
     model_args.setdefault("device", str(input_device(model)))
     try:
@@ -99,28 +99,29 @@ def train(
     on_progress: Callable[[TrainingProgress, str], None] = ignore,
     **settings: Any,
 ) -> TrainingResult:
-    """Trains a booster: freezes the model and learns the vectors that make the tasks' right answers likelier.
+    """Trains a booster: freezes the model and learns vectors that make the correct answers more likely.
 
     Args:
         model: A hub id, a folder, or a loaded model.
-        tokenizer: Of a loaded model.
-        tasks: lm-eval tasks to learn from.
-        recipe: Settings that the others change: `default`, or `original`, as Activation Fine-Tuning was published.
-        limit: Training documents of each task that is given by its name alone; None takes all.
-        dev_docs: Development documents of each such task, by which the best epoch is kept.
+        tokenizer: Tokenizer of a loaded model.
+        tasks: lm-eval tasks to train on.
+        recipe: Base settings, which `**settings` override: `default`, or `original`, Activation Fine-Tuning as first
+            published.
+        limit: Maximum number of training documents for each task given by name only; None means all.
+        dev_docs: Number of development documents for each such task, used to choose the best epoch.
         prompt_format: How prompts are formatted.
-        include_path: Folders with further task YAMLs.
-        start: A booster to start from, as `vector=` names it.
+        include_path: Folders with additional task YAML files.
+        start: Booster to start from, in the syntax of `vector=`.
         licence: Licence to record in the booster.
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
         model_args: See `opened`.
         on_examples: Called with the examples of each task before training starts.
-        on_progress: Called after each optimiser step, with the progress and which of several trainings it is.
-        **settings: Fields of `Settings`, such as `layers`, `lr`, `epochs`, `seed`. `layers="auto"` tries several layers
-            and keeps the one that does best on development documents.
+        on_progress: Called after each optimiser step with the progress and, of several trainings, which one it is.
+        **settings: Fields of `Settings`, such as `layers`, `lr`, `epochs` or `seed`. `layers="auto"` tries several
+            layers and keeps the best one on development documents.
 
     Raises:
-        AftError: One line says what is wrong with the model, a task or a setting.
+        AftError: The model, a task or a setting cannot be used; the message is one line.
 
     Example:
         >>> result = train("HuggingFaceTB/SmolLM2-135M-Instruct", tasks="arc_easy")  # doctest: +SKIP
@@ -129,7 +130,7 @@ def train(
     automatic = settings.get("layers") == "auto"
     how = _settings(recipe, {name: value for name, value in settings.items() if not (automatic and name == "layers")})
     if automatic and start is not None:
-        raise TrainingError("a booster to start from has layers of its own: it cannot be used with layers auto")
+        raise TrainingError("layers auto and a booster to start from cannot be used together")
     begun = Booster.load(start) if start is not None else None
     source = Tasks(include_path)
     selected = source.select(_selections(tasks, limit, dev_docs))
@@ -155,11 +156,11 @@ def train(
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        table: A row for each booster, task and metric, paired with the baseline: the columns of a leaderboard.
-        variants: lm-eval's own results of the baseline and of each booster.
+        table: One row per booster, task and metric, paired with the baseline, with the columns of a leaderboard.
+        variants: lm-eval's own results for the baseline and for each booster.
     """
 
     table: pd.DataFrame
@@ -186,26 +187,25 @@ def evaluate(
     model_args: Mapping[str, Any] | None = None,
     on_progress: OnProgress = ignore,
 ) -> EvaluationResult:
-    """Evaluates boosters against one shared baseline, in one pass over the tasks.
+    """Evaluates boosters against a shared baseline in one pass over the tasks.
 
     Args:
         model: A hub id, a folder, or a loaded model.
-        tokenizer: Of a loaded model.
+        tokenizer: Tokenizer of a loaded model.
         tasks: lm-eval tasks or groups.
-        boosters: What is evaluated: boosters, files and addresses at strengths as `vector=` takes them, or a mapping
-            from names to these.
-        limit: Documents per task; None takes all.
-        docs: Documents by id instead, as a slice `a:b`.
+        boosters: Boosters, or files and addresses in the syntax of `vector=`, or a mapping from names to these.
+        limit: Maximum number of documents per task; None means all.
+        docs: Documents to evaluate, as a slice `a:b` of ids.
         prompt_format: How prompts are formatted.
-        include_path: Folders with further task YAMLs.
-        output: Folder for lm-eval's own output files, one folder a variant.
-        use_cache: File of results that are kept, and looked up before they are computed.
-        confirm_run_unsafe_code: Allows tasks that run code which the model wrote.
+        include_path: Folders with additional task YAML files.
+        output: Folder for lm-eval's own output files, with one subfolder per variant.
+        use_cache: File that stores computed answers, so that an interrupted run can resume.
+        confirm_run_unsafe_code: Whether to allow tasks that execute model-generated code.
         model_args: See `opened`.
-        on_progress: Called with how many requests of a task are scored, and of how many.
+        on_progress: Called with the number of scored requests of a task and the total.
 
     Raises:
-        AftError: One line says what is wrong with the model, a booster or a task.
+        AftError: The model, a booster or a task cannot be used; the message is one line.
     """
     variants = distinct([BASELINE, *_variants(boosters)])
     source, names = Tasks(include_path), task_names(tasks)
@@ -239,20 +239,20 @@ def transfer(
     models: Sequence[Mapping[str, Any]] = (),
     reports: transfer_study.Reports | None = None,
 ) -> pd.DataFrame:
-    """Trains a booster on each of some tasks or mixtures, and evaluates all of them on each of others.
+    """Trains a booster on each of several tasks or mixtures, and evaluates every booster on every evaluation task.
 
     Args:
-        plan: A YAML file, its content, or a plan.
-        folder: Where work is kept: killed at any moment, the same call resumes from what it holds.
+        plan: A YAML file, its content as a mapping, or a `Plan`.
+        folder: Folder for finished work. After an interruption, the same call resumes from it.
         table: The leaderboard's CSV file; None means `leaderboard.csv` in the folder.
-        models: Arguments of `--model steered-hf`, each, instead of the plan's models.
-        reports: Whom to report to.
+        models: Arguments of `--model steered-hf` for each model, in place of the plan's models.
+        reports: Callbacks for progress.
 
     Returns:
         The leaderboard.
 
     Raises:
-        AftError: One line says what is wrong.
+        AftError: The plan cannot be run; the message is one line.
     """
     if isinstance(plan, Mapping):
         plan = Plan.of({**plan, **({"models": list(models)} if models else {})})
@@ -274,13 +274,13 @@ def _kept(path: str | Path | None) -> Iterator[ScoreStore | None]:
 def _selections(tasks: TasksLike, limit: int | None, dev_docs: int) -> list[TaskSelection]:
     listed: Sequence[str | TaskSelection] = task_names(tasks) if isinstance(tasks, str) else tasks
     if not listed:
-        raise TaskError("no task is named")
+        raise TaskError("no tasks given")
     return [TaskSelection(item, limit=limit, dev_docs=dev_docs) if isinstance(item, str) else item for item in listed]
 
 
 def _settings(recipe: str, changes: Mapping[str, Any]) -> Settings:
     if recipe not in RECIPES:
-        raise TrainingError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}")
+        raise TrainingError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
     try:
         return replace(RECIPES[recipe], **changes)
     except TypeError as error:

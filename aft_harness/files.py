@@ -38,7 +38,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         target = Path(os.path.realpath(path))
         if exists(target) and not target.is_file():  # a device's name, say, which must not become that of a file
-            raise FileError(f"{path}: cannot be written (it is not a regular file)")
+            raise FileError(f"{path}: cannot be written (not a regular file)")
         prefix = _temporary_prefix(target)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=_SUFFIX)
         with os.fdopen(handle, "wb") as file:
@@ -131,12 +131,12 @@ def read_regular(path: Path, limit: int) -> bytes:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise FileError("is not a regular file")
+                raise FileError("not a regular file")
             data = file.read(limit + 1)
     except OSError as error:
         raise FileError(f"cannot be read ({_reason(error)})") from None
     if len(data) > limit:
-        raise FileError(f"has more than {limit} bytes")
+        raise FileError(f"larger than {limit} bytes")
     return data
 
 
@@ -157,7 +157,7 @@ def check_regular(path: Path, kind: str = "file") -> int:
     except (OSError, ValueError) as error:
         raise FileError(f"cannot be read ({_reason(error)})") from None
     if not stat.S_ISREG(found.st_mode):
-        raise FileError("is not a regular file")
+        raise FileError("not a regular file")
     return found.st_size
 
 
@@ -183,9 +183,9 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be made ({_reason(error)})") from None
+        raise FileError(f"{path}: cannot be created ({_reason(error)})") from None
     if not writable:
-        raise FileError(f"{path}: cannot be written to")
+        raise FileError(f"{path}: not writable")
     return path
 
 

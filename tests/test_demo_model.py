@@ -237,5 +237,5 @@ def test_default_cache(
 
 
 def test_a_step_of_the_tour_that_fails_ends_it() -> None:
-    with pytest.raises(TrainingError, match="aft-train ended with exit code 3"):
+    with pytest.raises(TrainingError, match="aft-train failed with exit code 3"):
         demo._step("aft-train", [sys.executable, "-c", "raise SystemExit(3)"], [])

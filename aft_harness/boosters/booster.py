@@ -32,7 +32,7 @@ class Booster:
     """Injections for one or more decoder layers, plus provenance.
 
     Attributes:
-        injections: By 0-based index of the decoder layer whose output is changed.
+        injections: The injection for each decoder layer whose output is changed, by 0-based index.
         provenance: Where the booster came from.
     """
 
@@ -48,10 +48,10 @@ class Booster:
                 raise BoosterError(f"layer {layer!r} is out of range: layers are counted from 0")
             for name, tensor in injection.tensors.items():
                 if not torch.isfinite(tensor).all():
-                    raise BoosterError(f"layers.{layer}.{name} holds NaN or infinity")
+                    raise BoosterError(f"layers.{layer}.{name} contains NaN or infinity")
         sizes = {injection.hidden_size for injection in self.injections.values()}
         if len(sizes) > 1:
-            raise BoosterError(f"layers of one booster must have one hidden size, not {sorted(sizes)}")
+            raise BoosterError(f"all layers of a booster must have the same hidden size, not {sorted(sizes)}")
         object.__setattr__(self, "injections", dict(sorted(self.injections.items())))
 
     @classmethod
@@ -68,7 +68,7 @@ class Booster:
     def of(
         cls, injections: Mapping[int, Injection], provenance: Provenance | Mapping[str, Any] | None = None
     ) -> Booster:
-        """A booster with float32 copies of injections that may be on any device, in any dtype and still training."""
+        """A booster with float32 copies of injections, which may be on any device, of any dtype and in training."""
 
         def copied(injection: Injection) -> Injection:
             tensors = injection.tensors.items()
@@ -85,17 +85,17 @@ class Booster:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the residual stream this booster fits."""
+        """Hidden size of the models that this booster fits."""
         return next(iter(self.injections.values())).hidden_size
 
     @property
     def parameters(self) -> int:
-        """Number of learned numbers."""
+        """Number of learned parameters."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by their full name in the file, sorted by name."""
+        """All tensors by their full names in the file, sorted."""
         named = {
             f"layers.{layer}.{name}": tensor
             for layer, injection in self.injections.items()
@@ -105,12 +105,12 @@ class Booster:
 
     @property
     def specs(self) -> dict[str, dict[str, str]]:
-        """The file's `injections` entry: what kind of injection each layer has."""
+        """The file's `injections` entry: the kind and settings of each layer's injection."""
         return {str(layer): injection.spec for layer, injection in self.injections.items()}
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of what the booster does: the same whatever its date, file or provenance."""
+        """Digest of the booster's effect, independent of its date, file and provenance."""
         digest = hashlib.sha256()
         for name, tensor in self.tensors.items():
             data = tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes()
@@ -120,11 +120,11 @@ class Booster:
 
     @property
     def is_zero(self) -> bool:
-        """Whether attaching it would leave the model unchanged."""
+        """Whether the booster leaves the model unchanged."""
         return all(injection.is_zero for injection in self.injections.values())
 
     def scaled(self, strength: float) -> Booster:
-        """This booster with every delta multiplied by `strength`; the provenance is kept.
+        """A copy of this booster with every delta multiplied by `strength` and the same provenance.
 
         Raises:
             BoosterError: The strength is not a finite number.
@@ -134,11 +134,11 @@ class Booster:
         return Booster({layer: part.scaled(strength) for layer, part in self.injections.items()}, self.provenance)
 
     def with_provenance(self, **fields: Any) -> Booster:
-        """This booster with some fields of its provenance changed."""
+        """A copy of this booster with some fields of its provenance changed."""
         return Booster(self.injections, self.provenance.changed(**fields))
 
     def applied_to(self, model: Any, strength: float = 1.0) -> AbstractContextManager[Any]:
-        """A context in which a model of transformers is steered by this booster.
+        """A context manager that steers a transformers model with this booster.
 
         Example:
             >>> with booster.applied_to(model, strength=0.5):  # doctest: +SKIP
@@ -154,10 +154,10 @@ class Booster:
 
     @classmethod
     def load(cls, spec: Any) -> Booster:
-        """The booster that `vector=` would name: a path, an `hf://` address, or several of them at strengths.
+        """Loads a booster in the syntax of `vector=`: a path, an `hf://` address, or several of these with strengths.
 
         Raises:
-            AftError: With the file's name and the reason, whatever is wrong with it.
+            AftError: The booster cannot be loaded; the message names the file and the reason.
 
         Example:
             >>> Booster.load("math.safetensors:0.5+code.safetensors")  # doctest: +SKIP

@@ -56,7 +56,7 @@ def save(booster: Booster, path: str | os.PathLike[str]) -> None:
     provenance, hashes = _split_documents(booster.provenance.to_json())
     header = canonical({"format_version": FORMAT_VERSION, "injections": booster.specs, "provenance": provenance})
     if (size := len(header.encode())) > METADATA_LIMIT:
-        raise BoosterError(f"{path}: its metadata would have {size} bytes; those of a booster have {METADATA_LIMIT}")
+        raise BoosterError(f"{path}: the metadata would have {size} bytes; the limit is {METADATA_LIMIT}")
     if hashes:
         write_atomically(sidecar(path), "".join(f"{line}\n" for line in hashes).encode())
     tensors = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in booster.tensors.items()}
@@ -85,16 +85,16 @@ def sidecar(path: Path) -> Path:
 
 def _load(path: Path) -> Booster:
     if (size := check_regular(path, "booster file")) > SIZE_LIMIT:
-        raise BoosterError(f"has {size} bytes; a booster has at most {SIZE_LIMIT}")
+        raise BoosterError(f"the file has {size} bytes; a booster has at most {SIZE_LIMIT}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
-                raise BoosterError("is a safetensors file but not a booster (it lacks the 'aft' metadata)")
+                raise BoosterError("a safetensors file, but not a booster (no 'aft' metadata)")
             header = _read_header(metadata[METADATA_KEY])
             tensors = {name: _read_tensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise BoosterError(f"is not a safetensors file ({_one_line(error)}); boosters are never pickles") from None
+        raise BoosterError(f"not a safetensors file ({_one_line(error)}); boosters are never pickle files") from None
     provenance = Provenance.of(header["provenance"])
     if provenance.documents is not None and provenance.documents.sidecar:
         provenance = _join_documents(provenance, provenance.documents, sidecar(path))
@@ -131,7 +131,7 @@ def _join_documents(provenance: Provenance, documents: Documents, path: Path) ->
     try:
         hashes = _read_hashes(path, documents)
     except (FileError, BoosterError) as error:
-        logger.warning("%s: %s; it is not used", printable(path), error)
+        logger.warning("%s: %s; ignoring this file", printable(path), error)
         return provenance
     kept = documents.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"sidecar", "sidecar_sha256"})
     return provenance.changed(documents={**kept, "hashes": hashes})
@@ -142,30 +142,32 @@ def _read_hashes(path: Path, documents: Documents) -> list[str]:
     most = max((documents.count or 0) - (documents.unlisted_count or 0), 0)
     lines = read_regular(path, min(most * len("0123456789abcdef\r\n"), SIZE_LIMIT)).split()
     if not all(map(_HASH.fullmatch, lines)):
-        raise BoosterError("is not a list of hashes, 16 hex digits a line")
+        raise BoosterError("not a list of hashes (16 hex digits per line)")
     hashes = [line.decode() for line in lines]
     if not 0 < len(set(hashes)) == len(hashes) <= most:
-        raise BoosterError(f"does not list {most} documents")
+        raise BoosterError(f"does not match the booster's {most} training documents")
     if documents.sidecar_sha256 not in (None, _list_digest(hashes)):
-        raise BoosterError("is the list of another booster")
+        raise BoosterError("belongs to another booster")
     return hashes
 
 
 def _read_header(text: str) -> dict[str, Any]:
     if (size := len(text.encode())) > METADATA_LIMIT:
-        raise BoosterError(f"its 'aft' metadata has {size} bytes; that of a booster has at most {METADATA_LIMIT}")
+        raise BoosterError(f"the 'aft' metadata has {size} bytes; the limit is {METADATA_LIMIT}")
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of very many digits
-        raise BoosterError(f"its 'aft' metadata is not JSON ({_one_line(error)})") from None
+        raise BoosterError(f"the 'aft' metadata is not valid JSON ({_one_line(error)})") from None
     if not isinstance(header, dict):
-        raise BoosterError("its 'aft' metadata is not a JSON object")
+        raise BoosterError("the 'aft' metadata is not a JSON object")
     version = header.get("format_version")
     if isinstance(version, bool) or version != FORMAT_VERSION:
-        raise BoosterError(f"has format version {version!r}; this aft_harness reads {FORMAT_VERSION}")
+        raise BoosterError(
+            f"format version {version!r} is not supported; this aft_harness reads version {FORMAT_VERSION}"
+        )
     for key in ("injections", "provenance"):
         if not isinstance(header.get(key), dict):
-            raise BoosterError(f"its 'aft' metadata lacks '{key}'")
+            raise BoosterError(f"the 'aft' metadata lacks '{key}'")
     return header
 
 
@@ -181,14 +183,14 @@ def _read_injections(specs: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
             raise BoosterError(f"layer {key!r} is out of range: layers are whole numbers counted from 0")
         if not isinstance(spec, dict) or not isinstance(spec.get("kind"), str) or spec["kind"] not in KINDS:
             kind = spec.get("kind") if isinstance(spec, dict) else spec
-            raise BoosterError(f"layer {key} has kind {kind!r}; this aft_harness knows {', '.join(KINDS)}")
+            raise BoosterError(f"layer {key}: unknown kind {kind!r}; this aft_harness supports {', '.join(KINDS)}")
         try:
             injections[int(key)] = KINDS[spec["kind"]](spec, by_layer.pop(key, {}))
         except ValueError as error:
             raise BoosterError(f"layer {key}: {error}") from None
     if by_layer:
         layer, parts = next(iter(by_layer.items()))
-        raise BoosterError(f"holds unknown tensors: {f'layers.{layer}.' if layer else ''}{next(iter(parts))}")
+        raise BoosterError(f"unknown tensor: {f'layers.{layer}.' if layer else ''}{next(iter(parts))}")
     return injections
 
 

@@ -127,9 +127,11 @@ class StaticInjection:
     def from_tensors(cls, spec: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StaticInjection:
         """Builds the injection from a file's entry; raises `ValueError` with the reason when it cannot."""
         if dict(spec) != _STATIC_SPEC:
-            raise ValueError(f"a static injection must say {json.dumps(_STATIC_SPEC)}, not {json.dumps(dict(spec))}")
+            raise ValueError(
+                f"a static injection must have the settings {json.dumps(_STATIC_SPEC)}, not {json.dumps(dict(spec))}"
+            )
         if set(tensors) != {"vector"}:
-            raise ValueError(f"a static injection has one tensor 'vector', not {sorted(tensors)}")
+            raise ValueError(f"a static injection needs exactly one tensor, 'vector', not {sorted(tensors)}")
         if tensors["vector"].dim() != 1 or not len(tensors["vector"]):
             raise ValueError(f"'vector' must have one dimension, not shape {list(tensors['vector'].shape)}")
         return cls(tensors["vector"])
@@ -215,8 +217,8 @@ class ContextualInjection:
         if not isinstance(other, ContextualInjection):
             raise ValueError(f"cannot be mixed with a {other.spec['kind']} injection")
         if self.spec != other.spec:
-            mine, its = (f"{part.activation} of input_norm={part.input_norm}" for part in (self, other))
-            raise ValueError(f"contextual injections of one layer differ: {mine} and {its}")
+            mine, its = (f"{part.activation} with input_norm={part.input_norm}" for part in (self, other))
+            raise ValueError(f"contextual injections at the same layer differ: {mine}, {its}")
         return self.with_tensors(
             {
                 "down.weight": torch.cat([self.down_weight, other.down_weight]),
@@ -245,13 +247,15 @@ class ContextualInjection:
         """Builds the injection from a file's entry; raises `ValueError` with the reason when it cannot."""
         allowed = {"activation": tuple(ACTIVATIONS), "input_norm": get_args(InputNorm), "positions": ("all",)}
         if set(spec) != {"kind", *allowed}:
-            raise ValueError(f"a contextual injection must say kind, {', '.join(allowed)}, not {sorted(spec)}")
+            raise ValueError(
+                f"a contextual injection must have the settings kind, {', '.join(allowed)}, not {sorted(spec)}"
+            )
         for key, values in allowed.items():
             if spec[key] not in values:
                 raise ValueError(f"{key} {spec[key]!r} is not one of {', '.join(values)}")
         names = ("down.weight", "down.bias", "up.weight", "up.bias")
         if set(tensors) != set(names):
-            raise ValueError(f"a contextual injection has the tensors {', '.join(names)}, not {sorted(tensors)}")
+            raise ValueError(f"a contextual injection needs the tensors {', '.join(names)}, not {sorted(tensors)}")
         if tensors["down.weight"].dim() != 2 or 0 in tensors["down.weight"].shape:
             raise ValueError(f"'down.weight' must be [rank, hidden], not {list(tensors['down.weight'].shape)}")
         rank, hidden = tensors["down.weight"].shape

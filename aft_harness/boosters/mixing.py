@@ -12,23 +12,23 @@ from aft_harness.errors import BoosterError
 
 
 def mix(parts: Sequence[tuple[Booster, float]]) -> Booster:
-    """One booster that does what all `parts` do at once, each at its strength.
+    """Mixes boosters into one that has their combined effect, each at its strength.
 
-    The deltas are all taken from the same unsteered hidden state and added, layer by layer.
+    All deltas are computed from the same unsteered hidden state and added, layer by layer.
 
     Args:
-        parts: Boosters of one model with their strengths.
+        parts: Boosters for the same model, with their strengths.
 
     Raises:
-        BoosterError: No parts, parts of different hidden size or base model, a strength that is not finite.
+        BoosterError: There are no parts, they differ in hidden size or base model, or a strength is not finite.
     """
     if not parts:
         raise BoosterError("nothing to mix")
     bases = [booster.provenance.base_model for booster, _ in parts if booster.provenance.base_model]
     if len(labels := {base.label for base in bases}) > 1:
-        raise BoosterError(f"boosters of different models cannot be mixed: {', '.join(sorted(labels))}")
+        raise BoosterError(f"boosters for different models cannot be mixed: {', '.join(sorted(labels))}")
     if len(sizes := {booster.hidden_size for booster, _ in parts}) > 1:
-        raise BoosterError(f"boosters of different hidden size cannot be mixed: {sorted(sizes)}")
+        raise BoosterError(f"boosters with different hidden sizes cannot be mixed: {sorted(sizes)}")
     injections: dict[int, Injection] = {}
     for booster, strength in parts:
         for layer, injection in booster.scaled(strength).injections.items():

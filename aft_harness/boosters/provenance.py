@@ -158,7 +158,7 @@ class Documents(_Record):
     @model_validator(mode="after")
     def _counts_what_is_elsewhere(self) -> Documents:
         if self.sidecar and self.count is None:
-            raise ValueError("a list in another file needs a count")
+            raise ValueError("a list in a separate file needs a count")
         return self
 
     @classmethod
@@ -240,10 +240,10 @@ class Provenance(_Record):
             raise
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or "it"
-            raise BoosterError(f"its provenance is malformed: {field}: {first['msg'].lower()}") from None
+            field = ".".join(map(str, first["loc"])) or "as a whole"
+            raise BoosterError(f"malformed provenance: {field}: {first['msg'].lower()}") from None
         except (ValueError, TypeError) as error:
-            raise BoosterError(f"its provenance is malformed: it: {str(error).lower()}") from None
+            raise BoosterError(f"malformed provenance: {str(error).lower()}") from None
         return provenance
 
     def to_json(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def _check_plain(value: Any) -> None:
         path, item = waiting.pop()
         if wrong := _wrong(item, len(path)):
             # Of a field that is nested very deep, where it begins.
-            raise BoosterError(f"its provenance is malformed: {'.'.join(path[:8]) or 'it'}: {wrong}")
+            raise BoosterError(f"malformed provenance: {'.'.join(path[:8]) or 'as a whole'}: {wrong}")
         if isinstance(item, Mapping):
             waiting += [((*path, str(key)), key) for key in item]
             waiting += [((*path, str(key)), part) for key, part in item.items()]
@@ -313,9 +313,9 @@ def _depth(value: Any) -> int:
 
 def _wrong(item: Any, depth: int) -> str | None:
     if depth > DEPTH:
-        return f"is nested beyond a depth of {DEPTH}"
+        return f"is nested more than {DEPTH} levels deep"
     if isinstance(item, str) and not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
-        return "holds half of a surrogate pair, which is no text"
+        return "contains an unpaired surrogate, which is not valid text"
     if isinstance(item, int) and abs(item) > LARGEST:
-        return "is a whole number beyond 64 bits"
+        return "is a whole number of more than 64 bits"
     return "is not a finite number" if isinstance(item, float) and not math.isfinite(item) else None

@@ -125,7 +125,7 @@ def _name(references: Sequence[Reference]) -> str:
 
 def _parse(spec: VectorSpec, depth: int) -> list[Reference]:
     if depth > NESTED:
-        raise ReferenceSyntaxError(f"vector: lists are nested beyond a depth of {NESTED}; expected {FORM}")
+        raise ReferenceSyntaxError(f"vector: lists are nested more than {NESTED} levels deep; expected {FORM}")
     if isinstance(spec, Booster):
         return [Reference(spec)]
     if isinstance(spec, str):
@@ -150,9 +150,9 @@ def _parse_text(text: str) -> list[Reference]:
     if not text.strip():
         raise ReferenceSyntaxError(f"vector= is empty; expected {FORM}")
     if len(text) > LONGEST:
-        raise ReferenceSyntaxError(f"vector= has {len(text)} characters, of {LONGEST} at most; expected {FORM}")
+        raise ReferenceSyntaxError(f"vector= has {len(text)} characters, more than {LONGEST}; expected {FORM}")
     if "\0" in text:
-        raise ReferenceSyntaxError(f"vector={text!r} holds a zero byte; expected {FORM}")
+        raise ReferenceSyntaxError(f"vector={text!r} contains a null byte; expected {FORM}")
     if exists(text):
         return [Reference(text)]
     segments, start = [], 0
@@ -170,7 +170,7 @@ def _parse_segment(segment: str, text: str) -> Reference:
     if not match and (tail := re.search(rf"{re.escape(SUFFIX)}(?:@[\w./-]+)?:(?P<strength>.*)$", segment)):
         raise ReferenceSyntaxError(f"vector={text}: strength {tail['strength']!r} is not a number; expected {FORM}")
     if not location.strip():
-        raise ReferenceSyntaxError(f"vector={text}: a reference is missing beside '+'; expected {FORM}")
+        raise ReferenceSyntaxError(f"vector={text}: a reference is missing next to '+'; expected {FORM}")
     if location.startswith("hf://") and not _HUB.fullmatch(location):
         raise ReferenceSyntaxError(f"{location}: expected hf://owner/repo/file{SUFFIX}[@revision]")
     return Reference(location, _finite(strength, text))

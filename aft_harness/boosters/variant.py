@@ -17,10 +17,10 @@ from aft_harness.boosters.model_identity import ModelIdentity
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to evaluate.
+    """A booster at a strength, under a name: the unit of evaluation.
 
     Attributes:
-        name: What tables call it: for a booster that a user named, that name without its folder.
+        name: Name in tables; for a booster given by its path, the path without its folder.
         booster: None for the baseline.
         strength: Factor on the booster's delta.
     """
@@ -31,7 +31,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name as the name of a folder."""
+        """The name in a form that is valid as a folder name."""
         return re.sub(r"[^\w.+-]+", "-", self.name.replace(".safetensors", "")).strip("-.") or "booster"
 
 

@@ -84,7 +84,7 @@ class _Command(_Ends):
         super().__init__(*arguments, **options)
         self.params += [
             _verbosity_option(-1, "-q", "--quiet", help="Show errors only: no progress, notes or warnings."),
-            _verbosity_option(1, "-v", "--verbose", help="Also show the notices of lm-eval and the other libraries."),
+            _verbosity_option(1, "-v", "--verbose", help="Also show log messages of lm-eval and other libraries."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:

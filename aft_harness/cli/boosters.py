@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("vector")
 @click.option("--json", "as_json", is_flag=True, help="Print the file's metadata as JSON.")
 def show(vector: str, as_json: bool) -> None:
-    """Print what a booster is: layers, size, norm, and where it came from."""
+    """Describe a booster: its layers, size, norms and provenance."""
     from aft_harness.boosters import references
 
     with option("VECTOR"):
@@ -85,10 +85,10 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
 
 @main.command("mix", context_settings=CONTEXT)
 @click.argument("vectors", nargs=-1, required=True, metavar="V[:STRENGTH]...")
-@click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
+@click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
 def mix(vectors: tuple[str, ...], output: Path) -> None:
-    """Mix boosters of one model into one file that does what all of them do at once."""
+    """Mix boosters for the same model into one file that has their combined effect."""
     from aft_harness.boosters import references
     from aft_harness.boosters.layers import ranges
     from aft_harness.boosters.mixing import mix as mixed

@@ -23,20 +23,22 @@ from aft_harness.slices import Slice
     multiple=True,
     required=True,
     metavar="V",
-    help="A booster, as lm_eval's vector=; may be repeated.",
+    help="Booster, in the syntax of vector=; may be repeated.",
 )
 @click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to evaluate.")
 @prompt_options
-@click.option("--limit", type=click.IntRange(min=1), help="Documents per task, for a first look.")
-@click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id instead, as a slice.")
-@click.option("--batch-size", type=BATCH_SIZE, default="16", show_default=True, help="Rows a pass, or auto.")
-@click.option("--output", type=FOLDER, help="Folder for lm-eval's output files, one folder a booster.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of documents per task, for a quick look.")
+@click.option("--docs", type=SLICE, metavar="A:B", help="Documents to evaluate, as a slice of ids.")
+@click.option("--batch-size", type=BATCH_SIZE, default="16", show_default=True, help="Rows per forward pass, or auto.")
+@click.option("--output", type=FOLDER, help="Folder for lm-eval's output files, one subfolder per booster.")
 @click.option(
-    "--csv", "table_file", type=OutputFile(), help="File for the paired results, with a leaderboard's columns."
+    "--csv", "table_file", type=OutputFile(), help="File for the paired results, with the columns of a leaderboard."
 )
-@click.option("--use-cache", type=FILE, help="File that keeps what is computed, to resume from.")
+@click.option(
+    "--use-cache", type=FILE, help="File that stores computed answers, so that an interrupted run can resume."
+)
 @overwrite_option
-@click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run code written by the model.")
+@click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that execute model-generated code.")
 @format_option
 @click.pass_context
 def evaluate(
@@ -55,7 +57,7 @@ def evaluate(
     confirm_run_unsafe_code: bool,
     form: str,
 ) -> None:
-    """Evaluate boosters against one shared baseline, in one pass over the tasks, and print the paired table."""
+    """Evaluate boosters against a shared baseline in one pass over the tasks, and print a paired table."""
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs cannot be used together")
     if output is not None:
@@ -93,12 +95,12 @@ def evaluate(
 @main.command("compare", context_settings=CONTEXT)
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.argument("steered", type=click.Path(path_type=Path))
-@click.option("--task", required=True, help="Task whose samples both folders hold.")
-@click.option("--metric", default="acc", show_default=True, help="A metric of the task.")
-@click.option("--filter", "filter_name", help="Name of a filter, where the task has several.")
-@click.option("--docs", type=SLICE, metavar="A:B", help="Documents by id, as a slice.  [default: all]")
+@click.option("--task", required=True, help="Task with samples in both folders.")
+@click.option("--metric", default="acc", show_default=True, help="Metric to compare.")
+@click.option("--filter", "filter_name", help="Filter to compare, if the task has several.")
+@click.option("--docs", type=SLICE, metavar="A:B", help="Documents to compare, as a slice of ids.  [default: all]")
 def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: Slice | None) -> None:
-    """Compare two output folders of lm_eval --log_samples, document by document, with an exact test."""
+    """Compare two output folders of lm_eval --log_samples document by document, with an exact test."""
     from aft_harness.results.pairing import compare_samples, read_samples, select
     from aft_harness.results.table import sentence
 

@@ -21,27 +21,25 @@ from aft_harness.cli.terminal import counting_bar, note_examples, quiet
 from aft_harness.cli.values import BOOSTER_FILE, overwrite_option
 from aft_harness.errors import FileError, TrainingError
 
-_OUTPUT = click.option(
-    "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write."
-)
+_OUTPUT = click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 
 
 @main.group("extract", context_settings=CONTEXT)
 def extract() -> None:
-    """Make a booster from activation statistics, without training."""
+    """Extract a booster from activation statistics, without training."""
 
 
 @extract.command("mean-difference", context_settings=CONTEXT)
 @model_options
 @drawing_options
 @prompt_options
-@click.option("--layer", type=int, help="Decoder layer from 0.  [default: half the number of layers]")
+@click.option("--layer", type=int, help="Decoder layer, counted from 0.  [default: half the number of layers]")
 @_OUTPUT
 @overwrite_option
 def mean_difference(
     *, model: dict[str, Any], drawing: dict[str, Any], prompting: dict[str, Any], layer: int | None, output: Path
 ) -> None:
-    """Mean activation of questions answered correctly minus incorrectly, of norm one."""
+    """Take the mean activation of correctly minus incorrectly answered questions, scaled to unit norm."""
     chosen = selections(**drawing)
     with quiet():
         from aft_harness.harness.examples import examples_of
@@ -68,13 +66,15 @@ def mean_difference(
 @click.option(
     "--questions",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with one question a line.  [default: ten general questions]",
+    help="File with one question per line.  [default: ten general questions]",
 )
-@click.option("--layer", type=int, help="Decoder layer from 0.  [default: 16, or the middle of a shallow model]")
+@click.option(
+    "--layer", type=int, help="Decoder layer, counted from 0.  [default: 16, or the middle of a shallow model]"
+)
 @_OUTPUT
 @overwrite_option
 def function_vector(*, model: dict[str, Any], questions: Path | None, layer: int | None, output: Path) -> None:
-    """Mean last-token activation of step-by-step prompts minus direct prompts, of norm one."""
+    """Take the mean last-token activation of step-by-step minus direct prompts, scaled to unit norm."""
     asked = _lines(questions) if questions else None
     with quiet():
         from aft_harness.training import extraction
@@ -92,5 +92,5 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path}: cannot be read as text ({type(error).__name__})") from None
     if not lines:
-        raise FileError(f"{path}: holds no question")
+        raise FileError(f"{path}: contains no questions")
     return lines

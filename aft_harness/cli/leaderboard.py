@@ -14,19 +14,19 @@ from aft_harness.errors import TaskError
 
 @main.group("leaderboard", context_settings=CONTEXT)
 def leaderboard() -> None:
-    """Collect results of boosters in a CSV file, with p-values corrected for their number."""
+    """Collect booster results in a CSV file, with p-values corrected for multiple testing."""
 
 
 @leaderboard.command("add", context_settings=CONTEXT)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--to", "table_file", required=True, type=FILE, help="The CSV file; made if it does not exist.")
-@click.option("--replace", is_flag=True, help="Also replace rows on other documents, and those that pool more seeds.")
+@click.option("--to", "table_file", required=True, type=FILE, help="CSV file; created if it does not exist.")
+@click.option("--replace", is_flag=True, help="Also replace rows on other documents and rows that pool more seeds.")
 def add(folders: tuple[Path, ...], table_file: Path, replace: bool) -> None:
-    """Pair the runs in output folders of lm_eval --log_samples, and add what came out.
+    """Pair the runs in output folders of lm_eval --log_samples, and add the results.
 
-    Each run with a booster needs one without, of the same model on the same documents with the same prompts. Boosters
-    that differ in their seed alone also make a row that pools them. Results on other documents, or with other prompts,
-    are rows of their own.
+    Each run with a booster needs a baseline run of the same model on the same documents with the same prompts. Boosters
+    that differ only in their seed also get a row that pools them. Results on other documents or with other prompts get
+    rows of their own.
     """
     in_folder("--to", table_file)
     from aft_harness.results import leaderboard
@@ -37,19 +37,21 @@ def add(folders: tuple[Path, ...], table_file: Path, replace: bool) -> None:
         raise TaskError(f"{', '.join(map(str, folders))}: no run has a booster; run lm_eval with --model steered-hf")
     added, replaced, kept = leaderboard.add(table_file, found, replace=replace)
     known = len(found) - added - replaced
-    click.echo(f"{table_file}: {added} rows added, {replaced} replaced, {known} there already")
+    click.echo(f"{table_file}: {added} rows added, {replaced} replaced, {known} already present")
     if kept:
-        what = "rows about the same, on other documents or pooling more seeds,"
-        note(f"{table_file}: {kept} {what} were kept; --replace replaces them")
+        what = "matching rows on other documents or with more pooled seeds"
+        note(f"{table_file}: {kept} {what} were kept; use --replace to replace them")
 
 
 @leaderboard.command("show", context_settings=CONTEXT)
 @click.argument("table_file", metavar="TABLE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
-@click.option("--metric", help="Only this metric.  [default: those that p-values are corrected for]")
-@click.option("--sort", metavar="COLUMN", default="delta", show_default=True, help="Largest values first.")
-@click.option("--limit", type=click.IntRange(min=1), help="So many rows at most.")
-@click.option("--heat-map", type=OutputFile(), help="Also draw trained-on by evaluated-on, as PNG or SVG.")
+@click.option("--metric", help="Only this metric.  [default: the metrics with corrected p-values]")
+@click.option(
+    "--sort", metavar="COLUMN", default="delta", show_default=True, help="Column to sort by, largest values first."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows.")
+@click.option("--heat-map", type=OutputFile(), help="Also draw training tasks by evaluation tasks, as PNG or SVG.")
 @overwrite_option
 @format_option
 def show(
@@ -81,4 +83,6 @@ def show(
 def _known(option: str, values: list[str] | tuple[str, ...], known: list[str]) -> None:
     for value in values:
         if value not in known:
-            raise click.BadParameter(f"{value}: the table has {', '.join(known)}", param_hint=f"'{option}'")
+            raise click.BadParameter(
+                f"{value}: not in the table, which has {', '.join(known)}", param_hint=f"'{option}'"
+            )

@@ -49,14 +49,19 @@ model_options = _collected(
     {
         "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
         "model_args": click.option(
-            "--model-args", default="", metavar="K=V,...", help="Further model arguments, as for lm_eval."
+            "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
         ),
-        "trust_remote_code": click.option("--trust-remote-code", is_flag=True, help="Run model code from the hub."),
+        "trust_remote_code": click.option(
+            "--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."
+        ),
         "revision": click.option(
             "--revision", default="main", show_default=True, help="Branch, tag or commit on the hub."
         ),
         "dtype": click.option(
-            "--dtype", default="auto", show_default=True, help="float32, bfloat16, float16; auto = the checkpoint's."
+            "--dtype",
+            default="auto",
+            show_default=True,
+            help="float32, bfloat16, float16; auto = as in the checkpoint.",
         ),
         "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
     },
@@ -67,25 +72,30 @@ prompt_options = _collected(
     "prompting",
     {
         "include_path": click.option(
-            "--include-path", multiple=True, metavar="FOLDER", help="Folder with further task YAMLs."
+            "--include-path", multiple=True, metavar="FOLDER", help="Folder with additional task YAML files."
         ),
         "num_fewshot": click.option(
-            "--num-fewshot", type=click.IntRange(min=0), help="Few-shot examples.  [default: the task's own number]"
+            "--num-fewshot", type=click.IntRange(min=0), help="Number of few-shot examples.  [default: the task's own]"
         ),
         "apply_chat_template": click.option(
             "--apply-chat-template", is_flag=True, help="Format prompts with the chat template."
         ),
-        "system_instruction": click.option("--system-instruction", help="System message in front of every prompt."),
+        "system_instruction": click.option("--system-instruction", help="System message to put before every prompt."),
         "fewshot_as_multiturn": click.option(
-            "--fewshot-as-multiturn/--no-fewshot-as-multiturn", default=None, help="Few-shot examples as chat turns."
+            "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
+            default=None,
+            help="Format few-shot examples as chat turns.",
         ),
     },
 )
 """How prompts are formatted and where tasks are found, worded as lm-eval words it; for `prompt_format`."""
 
-_TASKS = click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to learn from.")
+_TASKS = click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to train on.")
 _TRAIN_DOCS = click.option(
-    "--train-docs", multiple=True, metavar="[T=]SPLIT[A:B]", help="Rows to draw from.  [default: the training split]"
+    "--train-docs",
+    multiple=True,
+    metavar="[T=]SPLIT[A:B]",
+    help="Rows to draw documents from.  [default: the training split]",
 )
 _LIMIT = click.option(
     "--limit", multiple=True, metavar="[T=]N|all", help=f"Training documents per task.  [default: {TRAINING_DOCUMENTS}]"
@@ -94,21 +104,21 @@ _DEV_DOCS = click.option(
     "--dev-docs",
     multiple=True,
     metavar="[T=]N",
-    help="Development documents per task, set aside to choose epoch, layer or strength.",
+    help="Development documents per task, held out for choosing the epoch, layer or strength.",
 )
 _WEIGHT = click.option("--weight", multiple=True, metavar="T=W", help="Weight of a task in a mixture.  [default: 1]")
 _TARGET_FIELD = click.option(
     "--target-field",
     multiple=True,
     metavar="[T=]FIELD",
-    help="Field of the documents that holds the text to learn.  [default: what the task calls right]",
+    help="Document field that contains the target text.  [default: the task's own target]",
 )
 _SPLIT_SEED = click.option(
     "--split-seed",
     type=int,
     default=0,
     show_default=True,
-    help="Seed that separates development from training documents.",
+    help="Seed of the split into training and development documents.",
 )
 
 drawing_options = _collected(
@@ -154,26 +164,29 @@ training_options = _collected(
             type=click.Choice(list(RECIPES)),
             default="default",
             show_default=True,
-            help="Settings that the other options change; original = as first published.",
+            help="Base settings, which other options override; original = as first published.",
         ),
         "kind": click.option(
-            "--kind", type=_choice(Kind), help=f"A vector, or a small MLP of the hidden state.{_default('kind')}"
+            "--kind",
+            type=_choice(Kind),
+            help=f"A vector (static) or a small MLP of the hidden state (contextual).{_default('kind')}",
         ),
-        "rank": click.option("--rank", type=click.IntRange(min=1), help=f"Width of that MLP.{_default('rank')}"),
+        "rank": click.option("--rank", type=click.IntRange(min=1), help=f"Width of the MLP.{_default('rank')}"),
         "objective": click.option(
             "--objective",
             type=_choice(Objective),
-            help="Loss on the answer's tokens, on ranking choices, or both.  [default: both where there are choices]",
+            help="Loss on the answer's tokens, on ranking the choices, or both.  [default: both if there are choices]",
         ),
         "choice_norm": click.option(
             "--choice-norm",
             type=_choice(ChoiceNorm),
-            help="Divide a choice's loglikelihood by its length; characters = acc_norm." + _default("choice_norm"),
+            help="Divide a choice's loglikelihood by its length; characters = as for acc_norm."
+            + _default("choice_norm"),
         ),
         "temperature": click.option(
             "--temperature",
             type=Number(min=0, min_open=True),
-            help="Divide loglikelihoods by it before the softmax over choices.  [default: measured]",
+            help="Temperature of the softmax over the choices.  [default: measured]",
         ),
         "epochs": click.option(
             "--epochs", type=click.IntRange(min=1), help=f"Passes over the training documents.{_default('epochs')}"
@@ -191,7 +204,7 @@ training_options = _collected(
         "batch_size": click.option(
             "--batch-size", type=click.IntRange(min=1), help=f"Documents per optimiser step.{_default('batch_size')}"
         ),
-        "seed": click.option("--seed", type=int, default=0, show_default=True, help="Order of the training documents."),
+        "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training order."),
     },
 )
 """How to train; for `settings`."""
@@ -203,7 +216,7 @@ test_options = _collected(
             "--test-tasks", metavar="T,...", help="lm-eval tasks to report on.  [default: --tasks]"
         ),
         "test_limit": click.option("--test-limit", type=click.IntRange(min=1), help="Test documents per task."),
-        "test_docs": click.option("--test-docs", type=SLICE, metavar="A:B", help="Test documents by id, as a slice."),
+        "test_docs": click.option("--test-docs", type=SLICE, metavar="A:B", help="Test documents, as a slice of ids."),
     },
 )
 """What a sweep reports on."""
@@ -214,7 +227,7 @@ format_option = click.option(
     type=click.Choice(["table", "json", "csv", "md"]),
     default="table",
     show_default=True,
-    help="How results are printed.",
+    help="Output format.",
 )
 
 

@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 @main.group("sweep", context_settings=CONTEXT)
 def sweep() -> None:
-    """Try layers or strengths; finished work is kept, and the same command resumes."""
+    """Sweep over layers or strengths; rerun the same command to resume."""
 
 
 _OUTPUT = click.option(
     "--output",
     required=True,
     type=FOLDER,
-    help="Folder for sweep.csv, sweep.png and what an interrupted sweep resumes from.",
+    help="Folder for sweep.csv, sweep.png and the files that an interrupted sweep resumes from.",
 )
 
 
 @sweep.command("strengths", context_settings=CONTEXT)
 @model_options
-@click.option("--vector", required=True, metavar="V", help="A booster, as lm_eval's vector=.")
-@click.option("--strengths", required=True, metavar="S,...", help="Such as 0.5,1,1.5; 0 is the unchanged model.")
+@click.option("--vector", required=True, metavar="V", help="Booster, in the syntax of vector=.")
+@click.option("--strengths", required=True, metavar="S,...", help="For example 0.5,1,1.5; 0 is the unchanged model.")
 @development_options
 @test_options
 @prompt_options
@@ -67,7 +67,7 @@ def strengths(
     form: str,
     output: Path,
 ) -> None:
-    """Evaluate a booster at several strengths, all in one pass."""
+    """Evaluate a booster at several strengths in one pass."""
     _prepare(context, testing, output)
     chosen = selections(**drawing, development_only=True)
     with quiet():
@@ -95,7 +95,7 @@ def strengths(
 
 @sweep.command("layers", context_settings=CONTEXT)
 @model_options
-@click.option("--layers", required=True, type=LAYERS, metavar="L,A-B,A-,...|all", help="Decoder layers from 0.")
+@click.option("--layers", required=True, type=LAYERS, metavar="L,A-B,A-,...|all", help="Decoder layers, from 0.")
 @drawing_options
 @test_options
 @prompt_options

@@ -54,7 +54,7 @@ def offline_if_unreachable() -> None:
     except (OSError, ValueError) as error:
         os.environ["HF_HUB_OFFLINE"] = "1"
         reason = getattr(error, "reason", error)
-        note(f"the Hugging Face Hub cannot be reached ({reason}): only what is in the cache is used")
+        note(f"the Hugging Face Hub cannot be reached ({reason}); using cached files only")
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def show_examples(examples: TaskExamples) -> None:
         return
     first = examples.train[0]
     prompt = first.shown if len(first.shown) <= _SHOWN else f"…{first.shown[-_SHOWN:]}"
-    note(f"The first training document of {examples.task}, where * marks what is learned:")
+    note(f"First training document of {examples.task} (* marks the target):")
     for line in prompt.splitlines():
         note_indented(line)
     for index, choice in enumerate(first.choices):
@@ -227,13 +227,13 @@ def sweep_summary(found: Sweep) -> str:
     ]
     return "\n".join(
         [
-            f"On {found.unchanged.n} development documents, where the lowest ranking loss chooses:",
+            f"On {found.unchanged.n} development documents, where the lowest ranking loss is chosen:",
             *lines(development),
             "",
             "On test documents:",
             table.render(found.frame, "table"),
             "",
-            "* chosen on development documents: choosing among the test results would bias them",
+            "* chosen on development documents; choosing by test results would bias them",
         ]
     )
 

@@ -33,13 +33,13 @@ from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputF
     "layers",
     type=LAYERS_OR_AUTO,
     metavar="L,A-B,A-,...",
-    help="Decoder layers from 0; all; auto = try several on development documents.  [default: all]",
+    help="Decoder layers, from 0; all; auto = choose one on development documents.  [default: all]",
 )
 @training_options
 @click.option(
     "--start",
     metavar="V.safetensors[:S]",
-    help="Start from this booster, as vector= of steered-hf names it.  [default: no change]",
+    help="Booster to start from, in the syntax of vector=.  [default: the unchanged model]",
 )
 @click.option(
     "--cache-limit",
@@ -54,9 +54,9 @@ from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputF
     "--curves",
     type=OutputFile(beside=".csv"),
     metavar="FILE.png",
-    help="Also write the losses, as a picture and as CSV.",
+    help="Also save the loss curves, as an image and as CSV.",
 )
-@click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
+@click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
 def train(
     *,
@@ -71,7 +71,7 @@ def train(
     curves: Path | None,
     output: Path,
 ) -> None:
-    """Train a booster: freeze the model and learn the vectors that make the tasks' right answers likelier."""
+    """Train a booster: freeze the model and learn vectors that make the correct answers more likely."""
     selected = selections(**drawing)
     with quiet():
         from aft_harness import api

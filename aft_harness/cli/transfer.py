@@ -17,22 +17,26 @@ from aft_harness.studies.plan import Plan
 
 @main.command("transfer", context_settings=CONTEXT)
 @click.argument("plan", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--model", "models", multiple=True, help="Hub id or folder, instead of the plan's; may be repeated.")
-@click.option("--dtype", default="auto", show_default=True, help="Of those models' weights.")
-@click.option("--train", "sources", multiple=True, metavar="T[+T...]", help="Tasks of one booster; may be repeated.")
-@click.option("--evaluate", "tasks", multiple=True, metavar="T[=A:B]", help="A task to evaluate on; may be repeated.")
+@click.option(
+    "--model", "models", multiple=True, help="Hub id or folder, in place of the plan's models; may be repeated."
+)
+@click.option("--dtype", default="auto", show_default=True, help="Data type of their weights.")
+@click.option(
+    "--train", "sources", multiple=True, metavar="T[+T...]", help="Training tasks of one booster; may be repeated."
+)
+@click.option("--evaluate", "tasks", multiple=True, metavar="T[=A:B]", help="Task to evaluate on; may be repeated.")
 @click.option(
     "--layers", multiple=True, type=LAYERS, metavar="all|L,...", help="Layers of one booster; may be repeated."
 )
-@click.option("--seeds", default="0", show_default=True, metavar="S,...", help="Seeds of the training.")
+@click.option("--seeds", default="0", show_default=True, metavar="S,...", help="Training seeds.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Training documents per task.")
 @click.option("--dev-docs", type=click.IntRange(min=0), default=0, help="Development documents per task.")
-@click.option("--include-path", multiple=True, metavar="FOLDER", help="Folder with further task YAMLs.")
-@click.option("--folder", type=FOLDER, required=True, help="Where work is kept.")
-@click.option("--to", "table_file", required=True, type=FILE, help="The leaderboard's CSV file.")
+@click.option("--include-path", multiple=True, metavar="FOLDER", help="Folder with additional task YAML files.")
+@click.option("--folder", type=FOLDER, required=True, help="Folder for finished work, which the study resumes from.")
+@click.option("--to", "table_file", required=True, type=FILE, help="CSV file of the leaderboard.")
 @click.option("--markdown", type=FILE, help="Also write the leaderboard as Markdown.")
-@click.option("--heat-map", "heat_maps", multiple=True, type=FILE, help="Also draw it, as PNG or SVG.")
-@click.option("--dry-run", is_flag=True, help="Print what would run and about how long it takes.")
+@click.option("--heat-map", "heat_maps", multiple=True, type=FILE, help="Also draw a heat map, as PNG or SVG.")
+@click.option("--dry-run", is_flag=True, help="Print what would run, with an estimate of the time.")
 @format_option
 @click.pass_context
 def transfer(
@@ -50,10 +54,10 @@ def transfer(
     dtype: str,
     **options: Any,
 ) -> None:
-    """Train a booster on each of some tasks or mixtures, and evaluate all of them on each of others.
+    """Train a booster on each of several tasks or mixtures, and evaluate every booster on every evaluation task.
 
-    PLAN is a YAML file, see docs/transfer.md; options serve small studies. Killed at any moment, the same command
-    resumes from what --folder holds.
+    PLAN is a YAML file (see docs/transfer.md); small studies can be described with options instead. If the command is
+    interrupted or killed, rerun it to resume from --folder.
     """
     for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
         for path in paths:
@@ -115,7 +119,7 @@ def _from_options(
     """
     for option, values in (("--model", models), ("--train", sources), ("--evaluate", tasks)):
         if not values:
-            raise click.UsageError(f"name a PLAN, or give {option}")
+            raise click.UsageError(f"give a PLAN or {option}")
     how = {"dev_docs": dev_docs, **({"limit": train_limit} if train_limit else {})}
     try:
         numbers = [int(seed) for seed in seeds.split(",")]

@@ -51,7 +51,7 @@ overwrite_option = click.option(
     is_eager=True,  # known when the files are checked
     expose_value=False,
     callback=_note_overwriting,
-    help="Replace output files that exist.",
+    help="Overwrite existing output files.",
 )
 """For commands that have an `OutputFile`."""
 
@@ -98,12 +98,12 @@ class OutputFile(click.Path):
         """Refuses another suffix, a folder that cannot be written, and a file that would be replaced unasked."""
         path = Path(str(super().convert(value, param, ctx)))
         if self.suffix and path.suffix != self.suffix:
-            self.fail(f"{value}: the file's name must end in {self.suffix}", param, ctx)
+            self.fail(f"{value}: the file name must end in {self.suffix}", param, ctx)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            self.fail(f"{value}: {path.parent} is not a folder that can be written", param, ctx)
+            self.fail(f"{value}: {path.parent} is not a writable folder", param, ctx)
         for each in (path, path.with_suffix(self.beside)) if self.beside else (path,):
             if each.is_file() and not (ctx and ctx.meta.get(_OVERWRITE)):  # a device or a pipe may be written to
-                self.fail(f"{each} exists; --overwrite replaces it", param, ctx)
+                self.fail(f"{each}: file exists; use --overwrite to replace it", param, ctx)
         return path
 
 
@@ -146,7 +146,7 @@ def by_task(option: str, values: Sequence[str], names: Sequence[str], read: Call
 def count(text: str, least: int = 0) -> int:
     """A number of documents."""
     if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise ValueError(f"expected a number of documents{f' from {least}' if least else ''}")
+        raise ValueError(f"expected a number of documents{f', at least {least}' if least else ''}")
     return int(text)
 
 

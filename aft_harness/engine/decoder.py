@@ -99,4 +99,4 @@ def check_causal(model: nn.Module) -> None:
     first, second = (torch.tensor([[1, 2, 3, last]], device=device) for last in (4, 5))
     before, after = (model(tokens).logits[0, :3].float() for tokens in (first, second))
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-2):
-        raise ModelError(f"{type(model).__name__} is not a causal language model: later tokens change earlier ones")
+        raise ModelError(f"{type(model).__name__} is not a causal language model: later tokens affect earlier ones")

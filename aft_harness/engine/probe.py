@@ -131,11 +131,11 @@ class Probe:
             except torch.OutOfMemoryError:
                 raise
             except _REFUSALS as error:
-                logger.debug("packed rows are refused: %s", error)
+                logger.debug("packed rows failed: %s", error)
             forward_pass.mask_forms.pop(0)
             self.covered = Extent()
             self._resumes.clear()
-        logger.info("%s does not take packed rows; using plain rows", type(forward_pass.model).__name__)
+        logger.info("%s does not support packed rows; using plain rows", type(forward_pass.model).__name__)
         return None
 
     @torch.no_grad()
@@ -164,7 +164,8 @@ class Probe:
         if not float((beside - by_itself).norm()) <= self.tolerance * float(by_itself.norm()):
             self.alone = True
             forward_pass.mask_forms.clear()
-            logger.info("%s looks at all rows of a pass; using one row a pass", type(forward_pass.model).__name__)
+            name = type(forward_pass.model).__name__
+            logger.info("%s: the rows of a batch affect each other; using one row per forward pass", name)
 
     def resumes(self, batch: Batch, layer: int) -> bool:
         """Whether a run of the layers above `layer`, from its stored output, gives what a full run gives.
@@ -176,7 +177,7 @@ class Probe:
             self._resumes[layer] = self._tried_to_resume(batch, layer)
             if not self._resumes[layer]:
                 name = type(self._forward_pass.model).__name__
-                logger.info("%s cannot be resumed at layer %d; using full passes", name, layer)
+                logger.info("%s cannot be resumed at layer %d; using full forward passes", name, layer)
         return self._resumes[layer]
 
     @torch.no_grad()
@@ -194,7 +195,7 @@ class Probe:
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
-            logger.debug("resuming is refused: %s", error)
+            logger.debug("resuming failed: %s", error)
             return False
 
     @cached_property

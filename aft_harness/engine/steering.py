@@ -23,10 +23,10 @@ from aft_harness.errors import BoosterError, ModelError
 
 
 class Steering:
-    """A booster being applied to a model; a context manager, or `attach()` and `detach()`.
+    """Applies a booster to a model, as a context manager or with `attach()` and `detach()`.
 
     While attached, the output `h` of each of the booster's layers becomes `h + delta(h)`, in the dtype and on the
-    device of `h`. At strength 0 nothing is hooked, so that the model is unchanged bit for bit.
+    device of `h`. At strength 0 nothing is hooked and the model is unchanged, bit for bit.
 
     Example:
         >>> with Steering(model, booster, strength=0.5):
@@ -45,7 +45,7 @@ class Steering:
             layers_path: See `decoder_layers`.
 
         Raises:
-            BoosterError: The booster is for another hidden size or more layers.
+            BoosterError: The booster needs another hidden size or more layers.
             ModelError: The model cannot be hooked.
         """
         self._model, self._layers = model, decoder_layers(model, layers_path)
@@ -65,14 +65,14 @@ class Steering:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers whose output changes, ascending; empty when nothing does."""
+        """The layers whose output is changed, ascending; empty if there are none."""
         return tuple(self._injections)
 
     def attach(self) -> Self:
-        """Starts steering; what is attached twice is to be detached twice, and adds its delta once.
+        """Starts steering. Calls nest: two calls still add the delta once, and need two calls of `detach()`.
 
         Raises:
-            ModelError: The model was compiled and ignores hooks, so that nothing would be steered.
+            ModelError: The model was compiled and ignores hooks, so steering would have no effect.
         """
         if not self._entered:
             if compiled(self._model):
@@ -83,7 +83,7 @@ class Steering:
         return self
 
     def detach(self) -> None:
-        """Stops steering; detaching what is not attached changes nothing."""
+        """Stops steering; does nothing if the booster is not attached."""
         self._entered = max(self._entered - 1, 0)
         if not self._entered:
             for layer, injection in self._injections.items():
@@ -177,8 +177,8 @@ def refuse_ignored_hooks(model: nn.Module, layers: Sequence[nn.Module]) -> None:
             handle.remove()
         if ignored:
             raise ModelError(
-                f"{type(model).__name__} was compiled and ignores hooks, so that a booster would have no effect: load "
-                "it without torch.compile"
+                f"{type(model).__name__} was compiled and ignores hooks, so a booster would have no effect; load it "
+                "without torch.compile"
             )
 
 

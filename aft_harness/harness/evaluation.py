@@ -143,7 +143,7 @@ def _ids(tasks: dict[str, Any], docs: Slice) -> dict[str, list[int]]:
     found = {name: list(docs.of(range(len(task.eval_docs)))) for name, task in tasks.items()}
     for name, ids in found.items():
         if not ids:
-            raise TaskError(f"documents {docs}: task {name} has no document there")
+            raise TaskError(f"documents {docs}: task {name} has no documents in this range")
     return found
 
 
@@ -228,4 +228,4 @@ def _write(
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
     if not any(folder.rglob("results_*.json")):  # lm-eval only logs what went wrong
-        raise TaskError(f"{output}: lm-eval could not write its files there")
+        raise TaskError(f"{output}: lm-eval could not write its output files")

@@ -99,11 +99,11 @@ class TaskExamples:
         """How many documents are used, and how many were dropped and why."""
         counts = {"training": len(self.train), "development": len(self.development)}
         used = " and ".join(f"{count} {role} documents" for role, count in counts.items() if count)
-        parts = [f"{self.task}: {used or 'no documents'} of {self.split}"]
+        parts = [f"{self.task}: {used or 'no documents'} from {self.split}"]
         if self.overlapping:
-            parts.append(f"{self.overlapping} dropped because the evaluated split holds the same question")
+            parts.append(f"{self.overlapping} dropped (same question in the evaluated split)")
         if self.goldless:
-            parts.append(f"{self.goldless} dropped without a usable answer")
+            parts.append(f"{self.goldless} dropped (no usable answer)")
         return ", ".join(parts)
 
 
@@ -158,22 +158,22 @@ def examples_of(
     rows = TrainingRows(task, selection)
     if rows.of_evaluation:
         logger.warning(
-            "task %s: the rows %s are of the split that it evaluates; results are held-out on its other rows only",
+            "task %s: the rows %s are from the evaluated split; results are held-out on its other rows only",
             name,
             rows,
         )
     order, overlapping = rows.usable(split_seed)
     if not order:
         raise TaskError(
-            f"task {name}: none of the {len(rows.docs)} documents of {rows} is left ({overlapping} are also in the "
-            f"evaluated split); name held-out rows to train on, such as SPLIT[A:B]"
+            f"task {name}: none of the {len(rows.docs)} documents in {rows} can be used ({overlapping} are also in "
+            f"the evaluated split); choose held-out rows to train on, such as SPLIT[A:B]"
         )
     development, training = rows.carve(order, selection.dev_docs)
     if selection.development_only:
         training = []
     elif not training:
         raise TaskError(
-            f"task {name}: {selection.dev_docs} development documents leave no training documents of {len(order)}"
+            f"task {name}: {selection.dev_docs} development documents leave none of {len(order)} for training"
         )
     if selection.limit is not None:
         training = training[: selection.limit]

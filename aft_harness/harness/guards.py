@@ -45,13 +45,13 @@ def guard_cache(database: Any, identity: str) -> None:
     written_by = database.get(CACHE_KEY)
     if written_by is None and len(database):
         raise CacheError(
-            f"{database.filename}: this response cache was not written by steered-hf, so its answers may be another "
-            "model's; give a new path"
+            f"{database.filename}: this response cache was not written by steered-hf, so its answers may come "
+            "from another model; use a new path"
         )
     if written_by not in (None, identity):
         differing = differences(written_by, identity)
         how = f"with {'; '.join(differing)}" if differing else "by another version of steered-hf"
-        raise CacheError(f"{database.filename}: this response cache was written {how}; give a new path")
+        raise CacheError(f"{database.filename}: this response cache was written {how}; use a new path")
     database[CACHE_KEY] = identity
     database.commit()
 
@@ -94,8 +94,8 @@ class TrainingDocumentGuard:
         provenance = variant.booster.provenance
         if provenance.unlisted:
             logger.warning(
-                "the list of the booster's %d training documents is missing (NAME.safetensors.documents.txt): whether "
-                "the result is held-out cannot be checked",
+                "the list of the booster's %d training documents is missing (NAME.safetensors.documents.txt); cannot "
+                "check whether the result is held-out",
                 provenance.unlisted,
             )
         if not provenance.hashes:
@@ -140,7 +140,7 @@ class OtherModelGuard:
         if base is None or not model.differs_from(base):
             return
         self._warned.add(variant.booster.sha256)
-        logger.warning("the booster was made for %s, this is %s: expect no gain", base.label, model.label)
+        logger.warning("the booster was made for %s, not for %s; expect no gain", base.label, model.label)
 
 
 def check_letters(task: str, requests: Sequence[Request]) -> None:
@@ -151,8 +151,8 @@ def check_letters(task: str, requests: Sequence[Request]) -> None:
     """
     if LETTER_TASK.fullmatch(task) and len({request.continuation[0] for request in requests}) < len(requests):
         raise TaskError(
-            f"task {task}: this tokenizer begins several of the answers' letters with the same token, so that they "
-            f"cannot be told apart by it; use the task's cloze form"
+            f"task {task}: this tokenizer encodes several answer letters with the same first token, so they cannot "
+            f"be told apart; use the task's cloze form"
         )
 
 

@@ -29,7 +29,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
     if wrong := [part for part in text.split(",") if part and "=" not in part]:
-        raise ParseError(f"{wrong[0]!r}: expected key=value, several of them separated by commas")
+        raise ParseError(f"{wrong[0]!r}: expected key=value pairs separated by commas")
     return dict(simple_parse_args_string(text))
 
 
@@ -72,10 +72,10 @@ def shown(pretrained: object) -> str:
 def _explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if text.startswith("Unrecognized configuration class"):
-        return f"its configuration is {text.split('<class ')[-1].split('>')[0]}, which has no causal form"
+        return f"its configuration {text.split('<class ')[-1].split('>')[0]} has no causal language model"
     if "is not a local folder and is not a valid model identifier" in text or "Can't load" in text:
-        return "no such folder or hub id (or no network, and it is not in the hub's cache)"
+        return "no such folder or hub id (or no network connection and no cached copy)"
     if "couldn't connect" in text or "offline" in text.lower():
-        return "it is neither a local folder nor in the hub's cache, and the hub cannot be reached"
+        return "not a local folder, not in the hub's cache, and the hub cannot be reached"
     sentence = text.split(". ")[0][:300]
     return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

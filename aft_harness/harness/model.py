@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 
 
 class SteeredHFLM(HFLM):
-    """lm-eval's `hf` with the arguments `vector=` and `scale=`; without `vector=` it is the paired baseline.
+    """lm-eval's `hf` with the additional arguments `vector=` and `scale=`; without `vector=` it is the paired baseline.
 
-    The booster is attached for the duration of each forward pass and of each generation, so that a model object that
-    the caller passed in is left as it was.
+    The booster is attached only during a forward pass or a generation, so a model object that the caller passed in
+    stays unchanged.
 
     Attributes:
-        variant: What its own methods evaluate; other variants are arguments, see `with_variant` and `score_variants`.
-        base_model: Which model this is, independent of where it lies.
+        variant: The variant that this object's methods evaluate; for others see `with_variant` and `score_variants`.
+        base_model: Identity of the model, independent of its location.
         engine: Runs the model.
     """
 
@@ -64,16 +64,16 @@ class SteeredHFLM(HFLM):
         """Loads the model as `hf` does, then checks that the booster fits it.
 
         Args:
-            pretrained: Hub id, folder, or a loaded model.
-            vector: Which booster: see `references.py` for the grammar.
-            scale: Factor on the whole of `vector`.
-            layers_path: Dotted name of the decoder layers, for models whose layers are not found.
-            packing: `off` scores each request in a row of its own, by lm-eval's own code.
-            device: As for `hf`; when absent, a GPU if there is one.
+            pretrained: A hub id, a folder, or a loaded model.
+            vector: The booster, in the syntax described in `references.py`.
+            scale: Factor on the strength of all of `vector`.
+            layers_path: Dotted name of the decoder layers, for models whose layers are not found automatically.
+            packing: `off` scores each request in its own row with lm-eval's code.
+            device: As for `hf`; None means a GPU if there is one.
             **kwargs: Every other argument of `hf`.
 
         Raises:
-            AftError: The booster or the model cannot be used; one line says why.
+            AftError: The booster or the model cannot be used; the message is one line.
         """
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise ReferenceSyntaxError(f"scale={scale!r} is not a number")
@@ -96,7 +96,7 @@ class SteeredHFLM(HFLM):
         self.variant, self._steering = variant, self.steering_for(variant)
 
     def with_variant(self, variant: Variant) -> Self:
-        """This model type with another variant; weights, tokenizer and engine are shared, and this object stays.
+        """A copy of this object with another variant, sharing weights, tokenizer and engine.
 
         Raises:
             BoosterError: The booster does not fit the model.
@@ -106,9 +106,9 @@ class SteeredHFLM(HFLM):
         return other
 
     def steering_for(self, variant: Variant) -> Steering | None:
-        """How this model is steered by a variant, checked to fit; None for the baseline.
+        """The steering of this model by a variant, after checking that it fits; None for the baseline.
 
-        Warns, once a booster, when it was made for another model.
+        Warns once per booster if it was made for another model.
 
         Raises:
             BoosterError: The booster does not fit the model.
@@ -139,13 +139,15 @@ class SteeredHFLM(HFLM):
         if not context or not 0 < len(continuation) <= self.max_length:
             which = f" ({text[1][:40]!r} after ...{text[0][-40:]!r})" if text else ""
             raise ModelError(
-                f"a continuation of {len(continuation)} tokens after {len(context)} cannot be scored by a model of "
+                f"a continuation of {len(continuation)} tokens after {len(context)} cannot be scored by a model with "
                 f"{self.max_length} positions{which}"
             )
         request = Request(tuple(context), tuple(continuation))
         kept = request.truncated(self.max_length)
         if kept is not request:
-            logger.warning("a request of %d tokens was cut from the left", len(request.context + request.continuation))
+            logger.warning(
+                "a request of %d tokens was truncated from the left", len(request.context + request.continuation)
+            )
         return kept
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -153,7 +155,7 @@ class SteeredHFLM(HFLM):
         return self._prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def guard(self, requests: Sequence[Instance]) -> None:
-        """Says what there is to say before documents are asked.
+        """Emits the warnings that are due before an evaluation.
 
         Raises:
             TaskError: See `guards.check_letters`.
@@ -163,21 +165,21 @@ class SteeredHFLM(HFLM):
         guards.check_letter_requests(requests, self.encode)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As `hf`, and warns when the booster was trained on some of the documents."""
+        """As `hf`; warns if the booster was trained on some of the documents."""
         self.guard(requests)
         results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         guards.refuse_non_finite(requests, [score for score, _ in results], self.variant, self.model.dtype)
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """As `hf`, and warns when the booster was trained on some of the documents."""
+        """As `hf`; warns if the booster was trained on some of the documents."""
         self.guard(requests)
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         guards.refuse_non_finite(requests, scores, self.variant, self.model.dtype)
         return scores
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As `hf`, and warns when the booster was trained on some of the documents."""
+        """As `hf`; warns if the booster was trained on some of the documents."""
         self.guard(requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
@@ -190,17 +192,17 @@ class SteeredHFLM(HFLM):
         rows_a_pass: int | None = None,
         known: Collection[int] = (),
     ) -> list[list[tuple[float, bool]]]:
-        """Scores requests under several variants at once, within the memory that the batch size stands for.
+        """Scores requests under several variants at once, within the memory budget that the batch size implies.
 
         Args:
             requests: From `encode`.
-            variants: Whatever variant this object has itself is not in force.
+            variants: Variants to score; this object's own variant does not apply.
             on_scored: See `Engine.loglikelihoods`.
-            rows_a_pass: What `--batch_size auto` would find, where the caller knows it.
+            rows_a_pass: The batch size that `--batch_size auto` would find, if the caller knows it.
             known: See `Engine.loglikelihoods`.
 
         Returns:
-            By variant, by request: loglikelihood, and whether the continuation is the greedy one.
+            By variant and request: the loglikelihood, and whether the continuation is the greedy one.
         """
         steerings = [self.steering_for(variant) for variant in variants]
         return self._score(requests, steerings, on_scored, rows_a_pass, known)
@@ -270,15 +272,15 @@ class SteeredHFLM(HFLM):
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """What goes into the results file: lm-eval's own entries, and which variant ran."""
+        """The model's entries in the results file: lm-eval's own, and the variant that ran."""
         return {**super().get_model_info(), "aft": self.describe(self.variant).to_json()}
 
     def describe(self, variant: Variant) -> VariantRecord:
-        """The record of a variant on this model."""
+        """The record of a variant on this model, as written to the results file."""
         return VariantRecord.of(variant, self.base_model, self.device.type, aft_harness.__version__)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Accepts a `--use_cache` database only if this very model and booster wrote it.
+        """Accepts a `--use_cache` database only if the same model and booster wrote it.
 
         Raises:
             CacheError: Another model or booster wrote the database.
@@ -287,7 +289,7 @@ class SteeredHFLM(HFLM):
         guards.guard_cache(cache_hook.dbdict, self.cache_identity(self.variant))
 
     def cache_identity(self, variant: Variant) -> str:
-        """Everything but the request that an answer under `variant` depends on, as JSON."""
+        """Everything that an answer under `variant` depends on except the request, as JSON."""
         return cache_identity(self.base_model, str(self.model.dtype), variant, self._settings)
 
 

@@ -105,10 +105,10 @@ def _check_folder(pretrained: str, arguments: Mapping[str, Any]) -> None:
         if not any((inside / name).is_file() for name in ("config.json", "adapter_config.json")) and not arguments.get(
             "gguf_file"
         ):
-            raise ModelError(f"{pretrained}: the folder holds no config.json, so that no model is in it")
+            raise ModelError(f"{pretrained}: no model in this folder (config.json is missing)")
         return
     if folder.exists():
-        raise ModelError(f"{pretrained}: is a file; give the folder of a checkpoint, or a hub id")
+        raise ModelError(f"{pretrained}: not a folder but a file; give a checkpoint folder or a hub id")
     # A hub id has one slash at most and begins with neither dot, slash nor tilde.
     if pretrained.startswith((".", os.sep, "~")) or pretrained.count("/") > 1 or "\\" in pretrained:
         raise ModelError(f"{pretrained}: no such folder")
@@ -124,12 +124,12 @@ def _check_device(device: object) -> None:
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
-            built = "" if torch.backends.cuda.is_built() else ": this PyTorch was built without CUDA"
-            raise ParseError(f"device {wanted}: no CUDA GPU can be used here{built}; use device cpu")
+            built = "" if torch.backends.cuda.is_built() else " (PyTorch was built without CUDA)"
+            raise ParseError(f"device {wanted}: no CUDA GPU is available{built}; use device cpu")
         if (wanted.index or 0) >= count:
-            raise ParseError(f"device {wanted}: the CUDA devices here are cuda:0 to cuda:{count - 1}")
+            raise ParseError(f"device {wanted}: the available CUDA devices are cuda:0 to cuda:{count - 1}")
     if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise ParseError("device mps: no Apple GPU can be used here; use device cpu")
+        raise ParseError("device mps: no Apple GPU is available; use device cpu")
 
 
 def _check_dtype(dtype: object) -> None:

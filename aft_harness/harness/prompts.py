@@ -49,5 +49,5 @@ class PromptGuard:
         self._warned.add(variant.booster.sha256)
         formats = ("with", "without") if trained else ("without", "with")
         logger.warning(
-            "%s was trained %s the chat template and is evaluated %s it: expect less of a gain", variant.name, *formats
+            "%s was trained %s the chat template but is evaluated %s it; expect a smaller gain", variant.name, *formats
         )

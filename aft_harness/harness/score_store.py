@@ -52,7 +52,7 @@ class ScoreStore:
             if score is None or greedy is None:  # NULL is what SQLite makes of NaN
                 continue
             if not isinstance(score, int | float) or greedy not in (0, 1):
-                raise self._unusable("what is stored as a score is none")
+                raise self._unusable("a stored score is not a number")
             if math.isfinite(score):
                 found[key] = (float(score), bool(greedy))
         return found
@@ -65,7 +65,7 @@ class ScoreStore:
         """
         found = {key: text for key, text in self._rows("texts", "text", keys) if text is not None}
         if not all(isinstance(text, str) for text in found.values()):
-            raise self._unusable("what is stored as a text is none")
+            raise self._unusable("a stored text is not text")
         return found
 
     def put(self, results: Mapping[bytes, Result]) -> None:
@@ -112,7 +112,7 @@ class ScoreStore:
             raise self._unusable(printable(error)) from None
 
     def _unusable(self, reason: str) -> CacheError:
-        return CacheError(f"{self._path}: cannot hold scores ({reason}); remove it or name another file")
+        return CacheError(f"{self._path}: cannot be used as a cache ({reason}); delete it or use another file")
 
     def __enter__(self) -> Self:
         """Returns the store."""

@@ -16,13 +16,13 @@ TRAINING_DOCUMENTS = 600
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How prompts are formatted; the same words as lm-eval's options.
+    """How prompts are formatted, with the names of lm-eval's options.
 
     Attributes:
-        num_fewshot: Few-shot examples; None means the task's own number.
-        apply_chat_template: Whether prompts go through the tokenizer's chat template.
-        system_instruction: System message in front of every prompt.
-        fewshot_as_multiturn: Whether few-shot examples are chat turns; None means where there is a chat template.
+        num_fewshot: Number of few-shot examples; None means the task's own.
+        apply_chat_template: Whether to apply the tokenizer's chat template.
+        system_instruction: System message to put before every prompt.
+        fewshot_as_multiturn: Whether to format few-shot examples as chat turns; None means if there is a chat template.
     """
 
     num_fewshot: int | None = None
@@ -42,13 +42,13 @@ class TaskSelection:
 
     Attributes:
         name: Task name.
-        limit: Largest number of training documents; None takes all.
+        limit: Maximum number of training documents; None means all.
         weight: Weight of the task in the loss of a mixture.
         train_docs: Rows to draw from, as `split` or `split[a:b]`; None means the task's training split.
-        dev_docs: Number of development documents to carve from the same rows.
-        development_only: Whether training documents are not wanted at all.
-        target_field: Field of the documents that holds the text to learn, of a task that generates text; None means
-            what the task itself calls right.
+        dev_docs: Number of development documents to hold out from the same rows.
+        development_only: Whether to draw development documents only.
+        target_field: Document field that contains the target text, for tasks that generate text; None means the task's
+            own target.
 
     Raises:
         ParseError: A number of documents that leaves none.
@@ -67,7 +67,7 @@ class TaskSelection:
         if self.limit is not None and self.limit < 1:
             raise ParseError(f"task {self.name}: a limit of {self.limit} leaves no training documents")
         if self.dev_docs < 0:
-            raise ParseError(f"task {self.name}: {self.dev_docs} is no number of development documents")
+            raise ParseError(f"task {self.name}: {self.dev_docs} is not a valid number of development documents")
 
 
 def task_names(tasks: str | Sequence[str]) -> list[str]:
@@ -79,5 +79,5 @@ def task_names(tasks: str | Sequence[str]) -> list[str]:
     listed = tasks.split(",") if isinstance(tasks, str) else tasks
     names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
     if not names:
-        raise ParseError("no task is named")
+        raise ParseError("no tasks given")
     return names

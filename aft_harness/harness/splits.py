@@ -30,8 +30,8 @@ class TrainingRows:
         if named is None and not task.has_training_docs():
             splits = ", ".join(map(str, getattr(task, "dataset", {}) or []))
             raise TaskError(
-                f"task {name} has no training split; set rows of a split aside to train on, such as SPLIT[A:B] "
-                f"(splits: {splits}), and evaluate on the others"
+                f"task {name} has no training split; set aside rows of another split to train on, such as "
+                f"SPLIT[A:B] (splits: {splits}), and evaluate on the rest"
             )
         rows = named or SplitSlice(str(task.config.training_split))
         self.split = rows.split

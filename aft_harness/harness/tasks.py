@@ -41,7 +41,7 @@ class Tasks:
         self.include_path = tuple(map(str, include_path))
         for folder in self.include_path:
             if not Path(folder).is_dir():
-                raise TaskError(f"{folder}: no such folder of tasks")
+                raise TaskError(f"{folder}: no such task folder")
         self._loaded: dict[str, dict[str, Any]] = {}
 
     @cached_property

@@ -132,11 +132,11 @@ def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         if not path.parent.is_dir():  # the lock would make it
-            raise FileError(f"{path}: its folder does not exist")
+            raise FileError(f"{path}: the folder does not exist")
         lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter from file systems without locks
         reason = getattr(error, "strerror", None) or error
-        raise FileError(f"{path}: its folder cannot be written to or locked ({reason})") from None
+        raise FileError(f"{path}: the folder cannot be written to or locked ({reason})") from None
     try:
         yield
     finally:
@@ -148,7 +148,7 @@ def _by_key(path: Path, rows: Iterable[dict[str, Any]]) -> dict[tuple[str, ...],
     for row in rows:
         if not _same(known.setdefault(_key(row), row), row):
             what = f"{row['booster']} on {row['task']}, {row['metric']}"
-            raise TaskError(f"{path}: holds two rows about the same with other numbers ({what}); remove one of them")
+            raise TaskError(f"{path}: two rows for the same result have different numbers ({what}); remove one of them")
     return known
 
 

@@ -79,7 +79,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: is not a samples file of lm_eval ({error.reason} in UTF-8 text)") from None
+        raise TaskError(f"{path}: not an lm_eval samples file ({error.reason} in UTF-8 text)") from None
     return lines
 
 
@@ -87,10 +87,10 @@ def _line(text: str, where: str) -> dict[str, Any]:
     try:
         line = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where} is not JSON ({error}); run lm_eval again") from None
+        raise TaskError(f"{where} is not valid JSON ({error}); run lm_eval again") from None
     for key, kind in _KEYS.items():
         if not isinstance(line, dict) or not isinstance(line.get(key), kind):
-            raise TaskError(f"{where} is not a sample of lm_eval: it lacks {key}")
+            raise TaskError(f"{where} is not an lm_eval sample: it lacks {key}")
     return dict(line)
 
 
@@ -111,13 +111,11 @@ def read_samples(folder: Path, task: str, filter_name: str | None = None) -> Sam
     found = files_below(folder, f"samples_{glob.escape(task)}_*.jsonl")
     files = [file for file in found if dated.fullmatch(file.name)]
     if not files:
-        raise TaskError(
-            f"{folder}: holds no samples of {printable(task)}; run lm_eval with --output_path and --log_samples"
-        )
+        raise TaskError(f"{folder}: no samples of {printable(task)}; run lm_eval with --output_path and --log_samples")
     newest = max(files, key=lambda file: (file.name, str(file)))
     lines = read_lines(newest)
     if not lines:
-        raise TaskError(f"{newest}: is empty; run lm_eval again")
+        raise TaskError(f"{newest}: empty file; run lm_eval again")
     filters = sorted({str(line["filter"]) for line in lines})
     if filter_name is None and len(filters) > 1:
         raise TaskError(f"{newest}: has the filters {_listed(filters)}; name one of them")
@@ -149,7 +147,9 @@ def by_document(lines: Iterable[Line], filter_name: str) -> Samples:
         if line["filter"] == filter_name:
             first = found.setdefault((line["doc_hash"], line["doc_id"]), line)
             if first is not line and _scalars(first) != _scalars(line):
-                raise TaskError(f"document {line['doc_id']} has two different samples: they are not those of one run")
+                raise TaskError(
+                    f"document {line['doc_id']} has two different samples, so they are not from the same run"
+                )
     return found
 
 
@@ -171,7 +171,7 @@ def select(samples: Samples, docs: Slice | None) -> Samples:
         return samples
     kept = {key: line for key, line in samples.items() if key[1] in docs}
     if not kept:
-        raise TaskError(f"documents {docs}: none of the {len(samples)} documents with samples lies there")
+        raise TaskError(f"documents {docs}: none of the {len(samples)} documents with samples is in this range")
     return kept
 
 
@@ -183,7 +183,7 @@ def comparable(outcome: object) -> bool:
 def _metrics(line: Line) -> list[str]:
     names = line.get("metrics")
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TaskError("the samples do not list their metrics; run a later lm_eval")
+        raise TaskError("the samples do not list their metrics; use a later version of lm_eval")
     return names
 
 
@@ -199,12 +199,12 @@ def mean_samples(runs: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
     ]
     first = indexed[0]
     if any(set(run) != set(first) for run in indexed):
-        raise TaskError("the runs of several seeds hold different documents: they cannot be pooled")
+        raise TaskError("the runs of different seeds contain different documents and cannot be pooled")
     means = []
     for key, line in first.items():
         members = [run[key] for run in indexed]
         if any(member[name] != line[name] for member in members for name in _MUST_AGREE):
-            raise TaskError("the runs of several seeds were given different prompts: they cannot be pooled")
+            raise TaskError("the runs of different seeds used different prompts and cannot be pooled")
         pooled = {
             # Exact fractions: the mean of equal numbers is that number, which a sum of floats divided by n need not be.
             metric: statistics.mean(float(member[metric]) for member in members)
@@ -229,19 +229,21 @@ def compare_samples(baseline: Samples, steered: Samples, metric: str, *, means: 
     """
     if set(baseline) != set(steered):
         raise TaskError(
-            f"the runs hold different documents ({len(baseline)} and {len(steered)}): they cannot be paired"
+            f"the runs contain different documents ({len(baseline)} and {len(steered)}) and cannot be paired"
         )
     if not baseline:
-        raise TaskError("the runs hold no documents: nothing can be compared")
+        raise TaskError("the runs contain no documents: there is nothing to compare")
     for key, before in baseline.items():
         for name in _MUST_AGREE:
             if before[name] != steered[key][name]:
-                raise TaskError(f"document {before['doc_id']} has another {name} in each run: they cannot be paired")
+                raise TaskError(
+                    f"document {before['doc_id']} has a different {name} in each run; the runs cannot be paired"
+                )
     if any(metric not in line for line in (*baseline.values(), *steered.values())):
         raise TaskError(f"the samples have no metric {metric!r}; they have {_known_metrics(baseline)}")
     keys = sorted(baseline, key=lambda key: key[1])
     if not all(comparable(line[metric]) for line in (*baseline.values(), *steered.values())):
-        raise TaskError(f"metric {metric!r} is not one number a document; it cannot be compared document by document")
+        raise TaskError(f"metric {metric!r} is not one number per document and cannot be compared document by document")
     return compare([baseline[key][metric] for key in keys], [steered[key][metric] for key in keys], means=means)
 
 

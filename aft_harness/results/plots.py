@@ -59,7 +59,7 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
     try:
         frame = frame.assign(**{over: pd.to_numeric(frame[over])})
     except ValueError:
-        raise TaskError(f"{path}: a sweep over {over} is drawn with one of them a row") from None
+        raise TaskError(f"{path}: a plot over {over} needs a single value in each row") from None
     tasks = list(dict.fromkeys(frame["task"]))
     figure = _Figure(figsize=(7.2, 1.1 + 2.7 * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False, sharex=True)[:, 0]
@@ -219,14 +219,14 @@ def check_format(path: Path) -> None:
         TaskError: It does not.
     """
     if path.suffix.lstrip(".").lower() not in FORMATS:
-        raise TaskError(f"{path}: the name of a plot ends in .{' or .'.join(FORMATS)}")
+        raise TaskError(f"{path}: the file name of a plot must end in .{' or .'.join(FORMATS)}")
 
 
 def _check(rows: pd.DataFrame, path: Path | None) -> None:
     if path is not None:
         check_format(path)
     if rows.empty:
-        raise TaskError(f"{path or 'plot'}: there is no row to draw")
+        raise TaskError(f"{path or 'plot'}: there are no rows to plot")
 
 
 def _scale(rows: pd.DataFrame) -> int:

@@ -62,7 +62,7 @@ class Run:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = printable(".".join(("config", "aft", *map(str, first["loc"]))))
-            raise TaskError(f"{self.source}: its results are malformed: {field}: {first['msg'].lower()}") from None
+            raise TaskError(f"{self.source}: malformed results: {field}: {first['msg'].lower()}") from None
 
     @cached_property
     def asked(self) -> dict[str, Asked]:
@@ -84,7 +84,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     files = sorted(files_below(folder, "results_*.json"), key=lambda file: (file.name, str(file)))
     if not files:
-        raise TaskError(f"{folder}: holds no results; run lm_eval with --output_path and --log_samples")
+        raise TaskError(f"{folder}: no results; run lm_eval with --output_path and --log_samples")
     return [_read_run(file) for file in files]
 
 
@@ -95,17 +95,17 @@ def _read_run(file: Path) -> Run:
     except OSError as error:
         raise FileError(f"{file}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{file}: is not a results file of lm_eval ({error})") from None
+        raise TaskError(f"{file}: not an lm_eval results file ({error})") from None
     for key, kind in _RECORDED.items():
         if not isinstance(results, dict) or not isinstance(results.get(key), kind):
-            raise TaskError(f"{file}: is not a results file of lm_eval: it lacks {key}")
+            raise TaskError(f"{file}: not an lm_eval results file: it lacks {key}")
     stamp = file.stem.removeprefix("results_")
     names = {task: f"samples_{task}_{stamp}.jsonl" for task in results["configs"]}
     samples = {task: read_lines(beside[name]) for task, name in names.items() if name in beside}
     if not samples:
-        raise TaskError(f"{file}: has no samples beside it; run lm_eval with --log_samples")
+        raise TaskError(f"{file}: no samples file in the same folder; run lm_eval with --log_samples")
     if empty := [task for task, lines in samples.items() if not lines]:
-        raise TaskError(f"{beside[names[empty[0]]]}: is empty; run lm_eval again")
+        raise TaskError(f"{beside[names[empty[0]]]}: empty file; run lm_eval again")
     return Run(results, samples, str(file))
 
 
@@ -147,7 +147,7 @@ def _baseline(run: Run, task: str, baselines: Sequence[Run]) -> Run:
     if not candidates:
         model = _variant(run).base_model.name
         raise TaskError(
-            f"{run.source}: has no baseline of {printable(f'{model} on {task}')}; run lm_eval without vector= too"
+            f"{run.source}: no baseline of {printable(f'{model} on {task}')}; also run lm_eval without vector="
         )
     asked = run.asked[task]
     # Where none was asked the same, the nearest: comparing the two says what differs.
@@ -241,7 +241,7 @@ def _date(run: Run) -> str:
     try:
         return datetime.datetime.fromtimestamp(float(run.results["date"]), datetime.UTC).date().isoformat()
     except (ValueError, OverflowError, OSError):  # not a number, or a time that no calendar has
-        raise TaskError(f"{run.source}: its results are malformed: date: no time of this calendar") from None
+        raise TaskError(f"{run.source}: malformed results: date: not a valid date") from None
 
 
 def _all_but_seed(run: Run) -> tuple[Any, ...]:

@@ -113,12 +113,12 @@ def read(path: Path) -> pd.DataFrame:
     except (ValueError, csv.Error) as error:  # ValueError: nothing in it, or no UTF-8 text
         raise TaskError(f"{path}: cannot be read as a table ({one_line(error)})") from None
     if missing := [column for column in COLUMNS if column not in head and column not in LATER]:
-        raise TaskError(f"{path}: is no leaderboard: it lacks the column {missing[0]}")
+        raise TaskError(f"{path}: not a leaderboard (column {missing[0]} is missing)")
     if len(set(head)) < len(head):
-        raise TaskError(f"{path}: is no leaderboard: it has a column twice")
+        raise TaskError(f"{path}: not a leaderboard (duplicate column)")
     for number, line in enumerate(lines, start=1):
         if len(line) != len(head):
-            raise TaskError(f"{path}: row {number} has {len(line)} cells under {len(head)} columns")
+            raise TaskError(f"{path}: row {number} has {len(line)} cells; expected {len(head)}")
     cells = dict(zip(head, zip(*lines, strict=True), strict=True)) if lines else {}
     columns = [column for column in (*COLUMNS, *DEVELOPMENT) if column in head or column in LATER]
     found = {column: cells.get(column, [""] * len(lines)) for column in columns}
@@ -148,7 +148,7 @@ def render(frame: pd.DataFrame, form: str = "table") -> str:
         rows = [{column: _finite(value) for column, value in row.items()} for row in to_rows(frame)]
         return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
     if form not in FORMS:
-        raise ParseError(f"{form!r} is no form of a table; expected one of {', '.join(FORMS)}")
+        raise ParseError(f"unknown table format {form!r}; expected one of {', '.join(FORMS)}")
     cells = [_cells(row) for row in to_rows(frame)]
     columns = list(_cells(dict.fromkeys(frame.columns)))
     if form == "md":
@@ -268,7 +268,7 @@ def _typed(cells: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
             continue
         for number in numbers:
             if not (math.isnan(number) or (number.is_integer() and abs(number) < 2**53)):
-                raise TaskError(f"column {column}: {number} is no whole number that it can hold")
+                raise TaskError(f"column {column}: {number} is not a whole number below 2^53")
         columns[column] = pd.array([pd.NA if math.isnan(number) else int(number) for number in numbers], dtype="Int64")
     return pd.DataFrame(columns)
 

@@ -157,7 +157,7 @@ def _strings(key: str, content: Mapping[str, Any]) -> list[str]:
 
 def _count(what: str, value: Any, least: int = 1) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise TaskError(f"{what} {value!r} is not a number of at least {least}")
+        raise TaskError(f"{what} {value!r} is not a whole number of at least {least}")
     return value
 
 
@@ -178,17 +178,17 @@ def _seeds(what: str, value: Any) -> tuple[int, ...]:
 
 def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
     if not _NAME.fullmatch(name):
-        raise TaskError(f"train: {name!r} is not a name: letters, digits and . _ + - only")
+        raise TaskError(f"train: {name!r} is not a valid name; use only letters, digits and . _ + -")
     known = {field.name for field in fields(TaskSelection)} - {"name", "development_only"}
     tasks = [(name, None)] if selections is None else _items(f"train: {name}", selections)
     if not tasks:
-        raise TaskError(f"train: {name}: names no task")
+        raise TaskError(f"train: {name}: no tasks given")
     found = []
     for task, how in tasks:
         how = {} if how is None else how
         where = f"train: {name}: {task}"
         if not isinstance(how, Mapping) or set(how) - known:
-            raise TaskError(f"{where}: expected some of {', '.join(sorted(known))}")
+            raise TaskError(f"{where}: expected any of {', '.join(sorted(known))}")
         how = dict(how)
         if how.get("limit") == "all":
             how["limit"] = None
@@ -209,7 +209,7 @@ def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
 def _evaluation(task: str, how: Any) -> Evaluation:
     how = {} if how is None else how
     if not isinstance(how, Mapping) or set(how) - {"docs", "limit", "seeds"}:
-        raise TaskError(f"evaluate: {task}: expected some of docs, limit, seeds")
+        raise TaskError(f"evaluate: {task}: expected any of docs, limit, seeds")
     how = dict(how)
     if how.get("docs") is not None and how.get("limit") is not None:
         raise TaskError(f"evaluate: {task}: docs and limit cannot be used together")
@@ -224,7 +224,7 @@ def _evaluation(task: str, how: Any) -> Evaluation:
 def _settings(recipe: Any, split_seed: Any) -> Settings:
     known = {field.name for field in fields(Settings)} - {"layers", "seed", "split_seed"}
     if not isinstance(recipe, Mapping) or set(recipe) - known - {"name"}:
-        raise TaskError(f"recipe: expected some of name, {', '.join(sorted(known))}")
+        raise TaskError(f"recipe: expected any of name, {', '.join(sorted(known))}")
     if isinstance(split_seed, bool) or not isinstance(split_seed, int):
         raise TaskError(f"split_seed {split_seed!r} is not a whole number")
     changes = dict(recipe)

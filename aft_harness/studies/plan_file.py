@@ -45,13 +45,13 @@ def read(path: Path) -> dict[str, Any]:
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from None
     except FileError as error:
-        raise TaskError(f"{path}: cannot be read: {error}") from None
+        raise TaskError(f"{path}: {error}") from None
     # Not YAMLError alone: of a value that is not what its tag says, PyYAML raises whatever it stumbles over.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TaskError(f"{path}: cannot be read as YAML ({reason[:200]})") from None
     if not isinstance(content, dict):
-        raise TaskError(f"{path}: is not a plan: it has to name models, train and evaluate")
+        raise TaskError(f"{path}: not a plan; a plan has the keys models, train and evaluate")
     return content
 
 
@@ -62,7 +62,7 @@ def check_plain(value: Any, path: tuple[str, ...] = ()) -> None:
         TaskError: With the place of the value.
     """
     if len(path) > DEPTH:
-        raise TaskError(f"{path[0]!r} is nested beyond a depth of {DEPTH}")
+        raise TaskError(f"{path[0]!r} is nested more than {DEPTH} levels deep")
     if isinstance(value, Mapping):
         for key, part in value.items():
             check_plain(key, path)
@@ -72,9 +72,9 @@ def check_plain(value: Any, path: tuple[str, ...] = ()) -> None:
             check_plain(part, (*path, str(index)))
     elif not isinstance(value, str | int | float | None):
         where = ".".join(path) or "a key"
-        raise TaskError(f"{where}: is of type {type(value).__name__}; if text is meant, put it in quotes")
+        raise TaskError(f"{where}: unexpected type {type(value).__name__}; put text in quotes")
     elif isinstance(value, int) and abs(value) > LARGEST:
-        raise TaskError(f"{'.'.join(path) or 'a key'}: is a whole number beyond 64 bits")
+        raise TaskError(f"{'.'.join(path) or 'a key'}: a whole number of more than 64 bits")
 
 
 def _measured(node: Any, sizes: dict[int, int], above: set[int], depth: int = 0) -> int:
@@ -85,12 +85,12 @@ def _measured(node: Any, sizes: dict[int, int], above: set[int], depth: int = 0)
     if node is None:
         return 0
     if id(node) in above:
-        raise TaskError("an alias stands inside of what it repeats")
+        raise TaskError("an alias refers to a value that contains it")
     if depth > DEPTH:
-        raise TaskError(f"values are nested beyond a depth of {DEPTH}")
+        raise TaskError(f"values are nested more than {DEPTH} levels deep")
     if isinstance(node, yaml.ScalarNode):
         if len(node.value) > _SCALAR:
-            raise TaskError(f"line {node.start_mark.line + 1}: a value of {len(node.value)} characters")
+            raise TaskError(f"line {node.start_mark.line + 1}: a value of {len(node.value)} characters is too long")
         return 1
     if id(node) not in sizes:
         parts = node.value
@@ -100,7 +100,7 @@ def _measured(node: Any, sizes: dict[int, int], above: set[int], depth: int = 0)
         inside = above | {id(node)}
         sizes[id(node)] = 1 + sum(_measured(part, sizes, inside, depth + 1) for part in parts)
     if sizes[id(node)] > NODES:
-        raise TaskError(f"more than {NODES} values, with those that aliases repeat")
+        raise TaskError(f"more than {NODES} values, including those repeated by aliases")
     return sizes[id(node)]
 
 

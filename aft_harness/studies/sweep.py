@@ -138,7 +138,7 @@ def strengths(
     if missing := booster.provenance.unlisted:
         raise TrainingError(
             f"the list of the booster's {missing} training documents is missing (NAME.safetensors.documents.txt), so "
-            "that development documents cannot be told from them"
+            "development documents cannot be told apart from them"
         )
     trained = booster.provenance.hashes
     examples = [
@@ -247,7 +247,7 @@ def run(
     )
     found = leaderboard.corrected(rows([each.run for each in results]))
     if silent := sorted(set(results[0].results["samples"]) - {row["task"] for row in found}):
-        raise TaskError(f"{', '.join(silent)}: no metric is one number a document, which a sweep compares by")
+        raise TaskError(f"{', '.join(silent)}: a sweep needs a metric with one number per document")
     points = []
     for index, (variant, score) in enumerate(zip(variants, scores, strict=True)):
         mine = [row for row in found if row["booster"] == variant.name]
@@ -267,7 +267,7 @@ def refuse_overlap(test: Test, examples: Sequence[Example]) -> None:
         if shared := sum(not known.isdisjoint(hashes) for hashes in asked):
             raise TaskError(
                 f"{shared} of {len(asked)} test documents of {name} are among the training or development documents: "
-                "report on others, by a slice of test documents"
+                "choose others with a slice of test documents"
             )
 
 

@@ -228,7 +228,7 @@ def run(plan: Plan, folder: Path, table: Path, reports: Reports | None = None) -
 def _apart(task: TaskExamples, asked: frozenset[str]) -> TaskExamples:
     kept = [example for example in task.train if example.document not in asked]
     if not kept:
-        raise TaskError(f"task {task.task}: every training document is also evaluated on; name others with train_docs")
+        raise TaskError(f"task {task.task}: every training document is also evaluated; choose others with train_docs")
     development = [example for example in task.development if example.document not in asked]
     dropped = len(task.train) + len(task.development) - len(kept) - len(development)
     return replace(task, train=kept, development=development, overlapping=task.overlapping + dropped)

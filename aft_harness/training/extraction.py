@@ -71,7 +71,9 @@ def mean_difference(
         ModelError: A layer out of range.
     """
     if task.kind != "choice":
-        raise TrainingError(f"mean-difference: task {task.task} has no choices to be right or wrong about")
+        raise TrainingError(
+            f"mean-difference: task {task.task} has no choices, so answers cannot be correct or incorrect"
+        )
     layer = _layer(lm, layer, len(lm.engine.layers) // 2)
     (found,) = outcomes(lm, task.train, ranking_objectives([task]), on_progress=on_progress)
     right = [bool(outcome.right) for outcome in found]
@@ -79,7 +81,7 @@ def mean_difference(
         what = "correctly" if all(right) else "incorrectly"
         raise TrainingError(
             f"mean-difference: all {len(right)} documents of {task.task} were answered {what}, so there is no "
-            "difference to take; take more or other documents"
+            "difference; use more or other documents"
         )
     tokens = [lm.tok_encode(example.question) for example in task.train]
     means = torch.stack(activations(lm, tokens, layer, lambda hidden: hidden.mean(0)))
@@ -150,7 +152,7 @@ def _layer(lm: SteeredHFLM, layer: int | None, default: int) -> int:
 def _booster(lm: SteeredHFLM, method: str, layer: int, direction: Tensor, details: dict[str, object]) -> Booster:
     norm = float(direction.norm())
     if not norm > 0:
-        raise TrainingError(f"{method}: both kinds of prompts have the same activations at layer {layer}")
+        raise TrainingError(f"{method}: both kinds of prompt have the same activations at layer {layer}")
     provenance = {
         "base_model": lm.base_model,
         "method": method,

@@ -16,37 +16,38 @@ from aft_harness.boosters.vocabulary import ChoiceNorm as ChoiceNorm
 from aft_harness.errors import TrainingError
 
 Objective = Literal["answer", "choice", "both"]
-"""`answer`: cross-entropy of the right answer's tokens, per token. `choice`: of the softmax over the choices'
-loglikelihoods. `both`: their sum."""
+"""`answer`: cross-entropy of the correct answer's tokens, per token. `choice`: cross-entropy of the softmax over the
+choices' loglikelihoods. `both`: their sum."""
 
 RateUnit = Literal["absolute", "residual"]
-"""Of the learning rate: `residual` counts deltas in the size of the layer's residual stream, shared by all layers."""
+"""Unit of the learning rate: `residual` measures deltas relative to the norm of the layer's residual stream, and
+divides the rate among all trained layers."""
 
 Schedule = Literal["constant", "linear"]
-"""Of the learning rate; `linear` decays to zero over the whole training."""
+"""Learning-rate schedule: `linear` decays to zero over the whole training."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the defaults are the default recipe, whose reasons stand in docs/log.md.
+    """Training settings. The defaults are the default recipe; docs/log.md explains why.
 
     Attributes:
-        layers: Decoder layers that get an injection: the grammar of `boosters.layers.Layers`, an index or a list.
+        layers: Decoder layers that get an injection: an index, a list, or text such as `all`, `8,16`, `4-8` or `1-`.
         kind: Kind of injection.
         rank: Width of a contextual injection.
-        activation: Its activation.
-        input_norm: What it makes of the hidden state first.
-        objective: None is what `objective_of` says.
-        choice_norm: How choices are ranked.
-        temperature: Of the softmax over choices: what their loglikelihoods are divided by in training. None measures
-            it: the typical distance between right and wrong choices of the unchanged model.
+        activation: Activation function of a contextual injection.
+        input_norm: How a contextual injection normalises the hidden state first.
+        objective: The loss to minimise; None means `both` for tasks with choices and `answer` for others.
+        choice_norm: How the loglikelihoods of choices are normalised for their length.
+        temperature: Temperature of the softmax over the choices in training. None measures it: the typical margin
+            between correct and incorrect choices of the unchanged model.
         epochs: Passes over the training examples.
-        lr: Learning rate of Adam.
-        rate_unit: What a rate of 1 is.
-        schedule: How the rate changes.
+        lr: Adam's learning rate.
+        rate_unit: Unit of the learning rate.
+        schedule: Learning-rate schedule.
         batch_size: Examples per optimiser step.
-        seed: Seed of the order of examples.
-        split_seed: Seed that separated development from training documents; recorded only.
+        seed: Seed of the training order.
+        split_seed: Seed of the split into training and development documents; for the record only.
     """
 
     layers: Layers | str | int | Sequence[int] = "all"
@@ -80,7 +81,7 @@ class Settings:
                 raise TrainingError(f"{name} {value!r} is not one of {', '.join(map(str, values))}")
 
     def layer_indices(self, count: int) -> tuple[int, ...]:
-        """The layers to train of a model that has `count` of them, ascending.
+        """The layers to train in a model with `count` layers, ascending.
 
         Raises:
             ModelError: A layer out of range.
@@ -120,4 +121,4 @@ RECIPES = {
         batch_size=4,
     ),
 }
-"""`original` is as Activation Fine-Tuning was first published."""
+"""`original` is Activation Fine-Tuning as first published."""

@@ -17,21 +17,22 @@ from aft_harness.results import plots
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained booster and the account of its training.
+    """A trained booster and a record of its training.
 
     Attributes:
-        booster: With full provenance.
-        losses: A row for each optimiser step: `step`, `epoch`, `loss` (of the step's batch), `development_loss` (after
-            the last step of an epoch, where there are development documents; missing elsewhere).
-        measured_on: Whether `before` and `after` are of `development` or `training` examples.
-        before: The unchanged model.
-        after: The model with the booster.
-        epoch_losses: Mean training loss of each epoch, as it ran.
-        kept_epoch: The epoch whose values were kept, from 1.
-        relative_norm: Mean norm of the delta over the mean norm of the residual stream, by layer.
-        seconds: Wall time, model loading excluded.
-        stages: Parts of it: `caching` what the frozen layers give, `training`, and `scoring` before, between and after.
-        peak_memory: Bytes; None where the system does not say.
+        booster: The booster, with full provenance.
+        losses: One row per optimiser step: `step`, `epoch`, `loss` (of the batch) and `development_loss` (after the
+            last step of each epoch, if there are development documents; otherwise missing).
+        measured_on: Whether `before` and `after` were measured on `development` or `training` examples.
+        before: Score of the unchanged model.
+        after: Score of the model with the booster.
+        epoch_losses: Mean training loss over the steps of each epoch.
+        kept_epoch: The epoch whose parameters were kept, counted from 1.
+        relative_norm: By layer, the mean norm of the delta divided by the mean norm of the residual stream.
+        seconds: Wall-clock time, excluding model loading.
+        stages: Seconds by stage: `caching` the output of the frozen layers, `training`, and `scoring` (before, between
+            and after epochs).
+        peak_memory: Peak memory in bytes; None if the system does not report it.
     """
 
     booster: Booster
@@ -48,12 +49,13 @@ class TrainingResult:
 
     @property
     def concerns(self) -> list[str]:
-        """What is wrong with the training, a sentence each; empty where nothing is known to be."""
+        """Known problems of the training, one sentence each; empty if there are none."""
         found = []
         if not self.after.loss < self.before.loss:
             found.append(
-                f"the booster does not help: on {self.measured_on} documents its loss is {self.after.loss:.4g}, the "
-                f"unchanged model's {self.before.loss:.4g}; try a smaller learning rate or more training documents"
+                f"the booster does not help: on {self.measured_on} documents its loss is {self.after.loss:.4g}, "
+                f"against {self.before.loss:.4g} for the unchanged model; try a smaller learning rate or more "
+                f"training documents"
             )
         largest = max(self.relative_norm, key=lambda layer: self.relative_norm[layer])
         if not self.relative_norm[largest] < 1:
@@ -64,18 +66,18 @@ class TrainingResult:
         return found
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draws training and development loss.
+        """Plots the training and development losses.
 
         Args:
-            path: File to write, PNG or SVG; None writes none.
+            path: File to write, as PNG or SVG; None writes no file.
 
         Returns:
-            The figure of matplotlib.
+            The matplotlib figure.
         """
         return plots.plot_losses(self.losses, Path(path) if path else None)
 
     def save_curves(self, path: str | Path) -> tuple[Path, Path]:
-        """Writes the losses as CSV and as a picture beside it; `path` names either of the two."""
+        """Writes the losses as CSV and as an image next to it; `path` names either file."""
         table = Path(path).with_suffix(".csv")
         picture = Path(path) if Path(path).suffix in (".png", ".svg") else table.with_suffix(".png")
         write_atomically(table, self.losses.to_csv(index=False).encode())

@@ -173,13 +173,13 @@ def _started(lm: SteeredHFLM, settings: Settings, layers: Sequence[int], start: 
     if base and lm.base_model.differs_from(base):
         raise TrainingError(f"the booster to start from was made for {base.label}, not for this model")
     if start and start.hidden_size != size:
-        raise TrainingError(
-            f"the booster to start from has vectors of {start.hidden_size} numbers, the model's layers give {size}"
-        )
+        raise TrainingError(f"the booster to start from has a hidden size of {start.hidden_size}; the model has {size}")
     if missing := set(given) - set(layers):
-        raise TrainingError(f"the booster to start from has layer {min(missing)}, which is not trained; train it too")
+        raise TrainingError(
+            f"the booster to start from has layer {min(missing)}, which is not trained; train that layer too"
+        )
     if kinds := {injection.spec["kind"] for injection in given.values()} - {settings.kind}:
-        raise TrainingError(f"the booster to start from is {', '.join(kinds)}, what is trained is {settings.kind}")
+        raise TrainingError(f"the booster to start from is {', '.join(kinds)}, but the settings train {settings.kind}")
     return {layer: _trainable(lm, given.get(layer) or _fresh(settings, size, layer)) for layer in layers}
 
 

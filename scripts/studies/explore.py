@@ -108,7 +108,7 @@ def measured(lm: Any, examples: TaskExamples, variant: Variant) -> dict[str, flo
 
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--model", help="Hub id or folder.  [default: the embedded SmolLM2-135M-Instruct]")
+@click.option("--model", help="Hub id or folder.  [default: the demo model SmolLM2-135M-Instruct]")
 @click.option("--dtype", default="bfloat16", show_default=True, help="Of the model's weights.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The table, a CSV file.")
 def main(study: Path, model: str | None, dtype: str, output: Path) -> None:

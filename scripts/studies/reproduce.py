@@ -8,7 +8,7 @@ mean difference of activations, the function vector of reasoning prompts, and AF
 0-199 there): such a number is biased upwards. *Honest* picks the strength on rows of HellaSwag's training split, which
 nothing else touches, and reports on rows 200-399. AFT has no strength to pick.
 
-    python scripts/studies/reproduce.py                                 # the embedded SmolLM2-135M-Instruct
+    python scripts/studies/reproduce.py                                 # the demo model SmolLM2-135M-Instruct
     python scripts/studies/reproduce.py --model microsoft/phi-2         # as published; wants a GPU
 """
 
@@ -175,10 +175,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 @click.command()
-@click.option("--model", help="Hub id or folder.  [default: the embedded SmolLM2-135M-Instruct]")
-@click.option("--dtype", default="auto", show_default=True, help="auto: bfloat16 for the embedded model.")
+@click.option("--model", help="Hub id or folder.  [default: the demo model SmolLM2-135M-Instruct]")
+@click.option("--dtype", default="auto", show_default=True, help="auto: bfloat16 for the demo model.")
 @click.option("--device", help="cpu, cuda, mps.  [default: a GPU if there is one]")
-@click.option("--batch-size", default=16, show_default=True, help="Rows a pass.")
+@click.option("--batch-size", default=16, show_default=True, help="Rows per forward pass.")
 @click.option("--seed", default=0, show_default=True, help="Order of the questions in training.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File for the table.")
 def main(model: str | None, dtype: str, device: str | None, batch_size: int, seed: int, output: Path | None) -> None:

@@ -3,7 +3,7 @@
     python scripts/tools/notebooks.py               # all of them: minutes on two CPU cores
     python scripts/tools/notebooks.py first_booster
 
-Each runs in a folder of its own that goes away, on the embedded model, without a network.
+Each runs in a folder of its own that goes away, on the demo model, without a network.
 """
 
 from __future__ import annotations

@@ -112,9 +112,12 @@ def test_the_list_of_an_earlier_booster_is_used_where_form_and_count_fit(tmp_pat
 
 
 STRANGE = {
-    "too many": ("".join(f"{number:016x}\n" for number in range(2002)), "more than|does not list 2001"),
-    "a repeated line": ("\n".join([*HASHES[:5], *HASHES[:5]]), "does not list 2001"),
-    "nothing": ("", "does not list 2001"),
+    "too many": (
+        "".join(f"{number:016x}\n" for number in range(2002)),
+        "larger than|does not match the booster's 2001",
+    ),
+    "a repeated line": ("\n".join([*HASHES[:5], *HASHES[:5]]), "does not match the booster's 2001"),
+    "nothing": ("", "does not match the booster's 2001"),
     "other lines": ("root:x:0:0:root:/root:/bin/bash\n", "not a list of hashes"),
     "capitals": ("\n".join(line.upper() for line in [*HASHES, "abcdefabcdefabcd"][1:]), "not a list of hashes"),
     "long lines": ("\n".join(line * 2 for line in HASHES[:900]), "not a list of hashes"),
@@ -216,7 +219,7 @@ def bad_files() -> dict[str, tuple[Any, str]]:
         "pickle": (pickled, "never pickles"),
         "torch pickle": (torch_pickled, "never pickles"),
         "text": (lambda path: path.write_text("hello " * 100), "not a safetensors file"),
-        "folder": (lambda path: path.mkdir(), "is not a regular file"),
+        "folder": (lambda path: path.mkdir(), "not a regular file"),
         "other safetensors": (lambda path: save_file({"x": vector}, path), "not a booster"),
         "no json": (tensors({"layers.2.vector": vector}, "{"), "not JSON"),
         "no object": (tensors({"layers.2.vector": vector}, "[]"), "not a JSON object"),
@@ -249,7 +252,7 @@ def bad_files() -> dict[str, tuple[Any, str]]:
                 {"layers.2.vector": vector, "layers.3.vector": nan.nan_to_num()},
                 header(injections={"2": SPEC, "3": SPEC}),
             ),
-            "one hidden size",
+            "same hidden size",
         ),
     }
 

@@ -106,7 +106,7 @@ def test_a_mixed_file_does_what_both_do_at_once(tiny_model: Any) -> None:
 
 def test_what_cannot_be_one_injection_is_refused() -> None:
     for kinds in ({"activation": "tanh"}, {"input_norm": "none"}):
-        with pytest.raises(BoosterError, match=r"layer 1: contextual injections of one layer differ"):
+        with pytest.raises(BoosterError, match=r"layer 1: contextual injections at the same layer differ"):
             mix([(Booster.of({1: contextual()}), 1.0), (Booster.of({1: contextual(**kinds)}), 1.0)])
 
 
@@ -114,11 +114,11 @@ WRONG = {
     "rank": ({"up.weight": torch.zeros(32, 4)}, {}, r"'up.weight' must be \[32, 3\] for rank 3, not \[32, 4\]"),
     "hidden": ({"up.bias": torch.zeros(31)}, {}, r"'up.bias' must be \[32\]"),
     "no rank": ({"down.weight": torch.zeros(0, 32)}, {}, r"'down.weight' must be \[rank, hidden\]"),
-    "tensor": ({"more": torch.zeros(1)}, {}, r"has the tensors"),
+    "tensor": ({"more": torch.zeros(1)}, {}, r"needs the tensors"),
     "activation": ({}, {"activation": "exp"}, r"activation 'exp' is not one of gelu"),
     "norm": ({}, {"input_norm": "layer"}, r"input_norm 'layer' is not one of none, rms"),
     "positions": ({}, {"positions": "last"}, r"positions 'last' is not one of all"),
-    "entry": ({}, {"extra": "1"}, r"must say kind"),
+    "entry": ({}, {"extra": "1"}, r"must have the settings kind"),
 }
 
 

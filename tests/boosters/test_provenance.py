@@ -143,7 +143,7 @@ def test_scores_of_old_files_do_not_say_what_they_measure() -> None:
 def test_a_change_checks_and_keeps() -> None:
     changed = Provenance.of(LATER).changed(licence="MIT", seed=2)
     assert changed.to_json() == {**LATER, "licence": "MIT", "seed": 2}
-    with pytest.raises(BoosterError, match="its provenance is malformed: seed: "):
+    with pytest.raises(BoosterError, match="malformed provenance: seed: "):
         changed.changed(seed="many")
 
 
@@ -238,7 +238,7 @@ def written(path: Path, provenance: Any) -> Path:
 def test_each_malformed_field_is_one_line_that_names_it_and_the_file(name: str, tmp_path: Path) -> None:
     provenance, field = MALFORMED[name]
     path = written(tmp_path / "bad.safetensors", provenance)
-    with pytest.raises(BoosterError, match=rf"^{path}: its provenance is malformed: {field}\w") as caught:
+    with pytest.raises(BoosterError, match=rf"^{path}: malformed provenance: {field}\w") as caught:
         file_format.load(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -249,12 +249,12 @@ def test_each_malformed_field_is_one_line_that_names_it_and_the_file(name: str, 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[" * 100_000, "its 'aft' metadata is not JSON"),
-        ("[" * 100_000 + "]" * 100_000, "its 'aft' metadata is not"),
+        ("[" * 100_000, "the 'aft' metadata is not valid JSON"),
+        ("[" * 100_000 + "]" * 100_000, "the 'aft' metadata is not"),
         ('{"format_version": 1, "injections": {}, "provenance": 5}', "lacks 'provenance'"),
         (
             '{"format_version": 1, "injections": {}, "provenance": {"parts": ' + "[" * 100_000 + "]" * 100_000 + "}}",
-            "is not JSON",
+            "is not valid JSON",
         ),
     ],
     ids=["open brackets", "brackets", "a number", "brackets inside"],
@@ -272,7 +272,7 @@ def test_what_is_read_can_be_written_however_deep(depth: int, readable: bool, tm
     if readable:
         file_format.load(path).save(tmp_path / "again.safetensors")
     else:
-        with pytest.raises(BoosterError, match=rf"^{path}: its provenance is malformed: more\..*depth"):
+        with pytest.raises(BoosterError, match=rf"^{path}: malformed provenance: more\..*levels deep"):
             file_format.load(path)
 
 
@@ -298,9 +298,9 @@ def test_documents_that_were_learned_are_recorded_with_the_rules_of_their_hashes
 
 def test_a_provenance_that_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
     long = made(1, hyperparameters={"text": "x" * 2**24})
-    with pytest.raises(BoosterError, match=r"a\.safetensors: its metadata would have \d+ bytes"):
+    with pytest.raises(BoosterError, match=r"a\.safetensors: the metadata would have \d+ bytes"):
         long.save(tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
     path = written(tmp_path / "b.safetensors", {"hyperparameters": {"text": "x" * 2**24}})
-    with pytest.raises(BoosterError, match=r"b\.safetensors: its 'aft' metadata has \d+ bytes"):
+    with pytest.raises(BoosterError, match=r"b\.safetensors: the 'aft' metadata has \d+ bytes"):
         file_format.load(path)

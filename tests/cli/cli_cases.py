@@ -45,11 +45,11 @@ def bad_boosters(folder: Path) -> dict[str, str]:
     (folder / "negative.safetensors").write_bytes(nan.replace(b'\\"1\\":', b'\\"-\\":'))
     return {
         "nowhere.safetensors": "nowhere.safetensors: no such booster file",
-        "pickle.safetensors": "pickle.safetensors: is not a safetensors file",
-        "empty.safetensors": "empty.safetensors: is not a safetensors file",
+        "pickle.safetensors": "pickle.safetensors: not a safetensors file",
+        "empty.safetensors": "empty.safetensors: not a safetensors file",
         "narrow.safetensors": "hidden size of 8",
         "deep.safetensors": "layer 7 is out of range",
-        "nan.safetensors": "nan.safetensors: layers.1.vector holds NaN",
+        "nan.safetensors": "nan.safetensors: layers.1.vector contains NaN",
         "negative.safetensors": "negative.safetensors: layer '-' is out of range",
         "good.safetensors:x": "strength 'x' is not a number",
     }

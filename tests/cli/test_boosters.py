@@ -108,10 +108,10 @@ def test_mixing_makes_a_file_that_does_what_the_plus_grammar_does(in_tmp: Path) 
     Booster.static({0: torch.ones(32)}, {"base_model": {"name": "x", "fingerprint": "1"}}).save("x.safetensors")
     Booster.static({0: torch.ones(32)}, {"base_model": {"name": "y", "fingerprint": "2"}}).save("y.safetensors")
     for vectors, exit_code, reason in (
-        (["x.safetensors", "y.safetensors"], 1, "boosters of different models cannot be mixed: x (1), y (2)"),
+        (["x.safetensors", "y.safetensors"], 1, "boosters for different models cannot be mixed: x (1), y (2)"),
         (["a.safetensors:high"], 2, "strength 'high' is not a number"),
         (["nowhere.safetensors"], 1, "no such booster"),
     ):
         assert_refused(aft("mix", *vectors, "-o", "d.safetensors"), exit_code, reason)
-    assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "the file's name must end in .safetensors")
+    assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "the file name must end in .safetensors")
     assert not Path("d.safetensors").exists()

@@ -65,7 +65,7 @@ def test_stock_runs_make_the_same_leaderboard(checkpoint: str, tmp_path: Path) -
     stock = undated(tmp_path / "stock.csv")
     # The family of ours is larger: it also holds the other task.
     pd.testing.assert_frame_equal(ours.drop(columns="p_holm"), stock.drop(columns="p_holm"))
-    assert "0 rows added, 0 replaced, 6 there already" in aft(*command).stdout
+    assert "0 rows added, 0 replaced, 6 already present" in aft(*command).stdout
 
     show = ["leaderboard", "show", tmp_path / "stock.csv", "--task", "toy_choice"]
     shown = aft(*show, "--format", "md")
@@ -92,10 +92,10 @@ def test_what_holds_no_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "l.csv").write_text("a,b\n1,2\n")
     for arguments, exit_code, reason in (
-        (["add", tmp_path / "empty", "--to", tmp_path / "new.csv"], 1, "holds no results"),
+        (["add", tmp_path / "empty", "--to", tmp_path / "new.csv"], 1, "no results"),
         (["add", tmp_path / "nowhere", "--to", tmp_path / "new.csv"], 2, "nowhere"),
         (["add", tmp_path / "empty", "--to", tmp_path / "no" / "new.csv"], 2, "is not a folder"),
-        (["show", tmp_path / "l.csv"], 1, "is no leaderboard"),
+        (["show", tmp_path / "l.csv"], 1, "not a leaderboard"),
         (["show", tmp_path / "nowhere.csv"], 2, "nowhere.csv"),
     ):
         assert_refused(aft("leaderboard", *arguments), exit_code, reason)

@@ -29,7 +29,7 @@ def test_the_commands_write_a_table_and_a_plot(model: str, tmp_path: Path) -> No
     result = aft("sweep", "layers", "--layers", "1-2", *options)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == "On 6 development documents, where the lowest ranking loss chooses:"
+    assert lines[0] == "On 6 development documents, where the lowest ranking loss is chosen:"
     shown = {line[:17].strip(): line[17:].strip() for line in lines[1:4]}
     assert [name.replace(" *", "") for name in shown] == ["unchanged model", "layer 1", "layer 2"]
     assert all(score.startswith("ranking loss ") and ", accuracy " in score for score in shown.values())

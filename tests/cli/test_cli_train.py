@@ -33,7 +33,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_train_writes_a_booster_and_says_what_it_did(model: str, in_tmp: Path) -> None:
     result = train(model, "--limit", "8", "--dev_docs", "4", "--epochs", "2", "--layers", "1,2", "--num_fewshot", "1")
     assert result.exit_code == 0, result.stderr
-    assert "8 training documents and 4 development documents of train[0:24], 1 dropped" in result.stderr
+    assert "8 training documents and 4 development documents from train[0:24], 1 dropped" in result.stderr
     for words in ("before", "after", "training objective", "on 4 development documents", "epoch 1", ", development "):
         assert words in result.stdout
     for words in ("layer 1", "layer 2", "of the residual stream's norm", "cost", "* kept"):
@@ -53,7 +53,7 @@ def test_what_is_learned_is_shown_before_training_starts(model: str, in_tmp: Pat
     result = train(model, "--limit", "3", "--epochs", "1", "--target-field", "toy_text=sentence", tasks="toy_text")
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
-    (start,) = [number for number, line in enumerate(lines) if line.startswith("The first training document of")]
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("First training document of")]
     prompt, answer = lines[start + 1 : start + 3]
     assert prompt.startswith("| Number ") and prompt.endswith("? Answer:")
     assert answer.startswith("| * ") and answer.endswith("_ was there")
@@ -151,7 +151,7 @@ def test_curves_are_written_beside_the_booster(name: str, picture: str, model: s
 BAD_TRAINING = {
     "unknown task": (["--tasks", "toy_choise"], 1, "unknown task 'toy_choise'; did you mean toy_choice"),
     "no training split": (["--tasks", "toy_no_train"], 1, "toy_no_train has no training split"),
-    "no tasks": (["--tasks", ","], 2, "'--tasks': no task is named"),
+    "no tasks": (["--tasks", ","], 2, "'--tasks': no tasks given"),
     "negative layer": (["--layer", "-1"], 2, "layers '-1': expected all, or layers and ranges"),
     "layer too large": (["--layer", "4"], 1, "layer 4 is out of range: the model has layers 0 to 3"),
     "range too large": (["--layer", "4-8"], 1, "layer 4 is out of range: the model has layers 0 to 3"),
@@ -165,27 +165,27 @@ BAD_TRAINING = {
     "infinite rate": (["--lr", "inf"], 2, "'--lr': inf is not a finite number"),
     "temperature": (["--temperature", "nan"], 2, "'--temperature': nan is not a finite number"),
     "cache limit": (["--cache-limit", "inf"], 2, "'--cache-limit': inf is not a finite number"),
-    "limit of nothing": (["--limit", "0"], 2, "'--limit': 0: expected a number of documents from 1"),
+    "limit of nothing": (["--limit", "0"], 2, "'--limit': 0: expected a number of documents, at least 1"),
     "target field": (["--tasks", "toy_text", "--target-field", "answr"], 1, "have no field 'answr'; they have"),
     "target field of another task": (["--target-field", "toy_text=answer"], 2, "'toy_text' is not among --tasks"),
     "target of a scorer": (["--tasks", "toy_constant"], 1, "its target is the same for every document ('0')"),
     "recipe": (["--recipe", "best"], 2, "'--recipe'"),
-    "output": (["--output", "a.pt"], 2, "'--output': a.pt: the file's name must end in .safetensors"),
-    "output folder": (["--output", "nowhere/a.safetensors"], 2, "nowhere is not a folder that can be written"),
+    "output": (["--output", "a.pt"], 2, "'--output': a.pt: the file name must end in .safetensors"),
+    "output folder": (["--output", "nowhere/a.safetensors"], 2, "nowhere is not a writable folder"),
     "curves": (
         ["--curves", "nowhere/a.png"],
         2,
-        "'--curves': nowhere/a.png: nowhere is not a folder that can be written",
+        "'--curves': nowhere/a.png: nowhere is not a writable folder",
     ),
     "model": (["--model", "nowhere/at-all"], 1, "nowhere/at-all"),
-    "include path": (["--include-path", "nowhere"], 1, "nowhere: no such folder of tasks"),
+    "include path": (["--include-path", "nowhere"], 1, "nowhere: no such task folder"),
     "model argument": (["--model-args", "max_length"], 2, "'--model-args': 'max_length': expected key=value"),
     "start": (["--start", "nowhere.safetensors"], 1, "nowhere.safetensors: no such booster"),
     "strength of the start": (["--start", "a.safetensors:x"], 2, "strength 'x' is not a number"),
     "start of automatic layers": (
         ["--start", "a.safetensors", "--layer", "auto"],
         1,
-        "cannot be used with layers auto",
+        "layers auto and a booster to start from cannot be used together",
     ),
     "objective": (["--tasks", "toy_text", "--objective", "choice"], 1, "no choices in toy_text; use answer"),
 }

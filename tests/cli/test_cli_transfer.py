@@ -58,7 +58,7 @@ def test_the_command_runs_the_study_that_python_runs_and_never_twice(
     assert len(found) == 2 * 3 + 2 and len(list((tmp_path / "work/boosters").iterdir())) == 4
     # Printed are the rows that p-values are corrected for.
     assert first.stdout == table.render(found[found["p_holm"].notna()], "table") + "\n"
-    assert "toy_choice: 23 training documents of train[0:24]" in first.stderr
+    assert "toy_choice: 23 training documents from train[0:24]" in first.stderr
     assert files[2].read_text() == table.render(found, "md") + "\n"
     assert all(path.stat().st_size > 500 for path in files)
     before = {path: path.read_bytes() for path in [tmp_path / "work.csv", *files]}
@@ -108,7 +108,7 @@ def test_small_studies_need_no_file(checkpoint: str, tmp_path: Path) -> None:
         ([*small, "--seeds", "x"], 2, "'--seeds': x: expected whole numbers"),
         ([*small, "--layers", "some"], 2, "'--layers': layers 'some'"),
         ([*small, "--evaluate", "toy_text=5"], 2, "'5' is not a slice of documents"),
-        ([*small, "--heat-map", tmp_path / "map.pdf"], 1, "ends in .png or .svg"),
+        ([*small, "--heat-map", tmp_path / "map.pdf"], 1, "must end in .png or .svg"),
         ([*small, "--markdown", tmp_path / "no" / "l.md"], 2, "is not a folder"),
         ([*small, "--to", tmp_path / "no" / "l.csv"], 2, "is not a folder"),
     ):
@@ -119,6 +119,6 @@ def test_a_plan_that_is_none_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("models: [m]\ntrain: [a]\nevaluate: {b: 5}\n")
     result = run(path, tmp_path / "work")
-    assert_refused(result, 1, f"{path}: evaluate: b: expected some of")
+    assert_refused(result, 1, f"{path}: evaluate: b: expected any of")
     assert result.stderr.count("\n") == 1
     assert_refused(run(tmp_path / "nowhere.yaml", tmp_path / "work"), 2, "nowhere.yaml")

@@ -126,13 +126,13 @@ def test_bad_input_is_one_line(model: str, in_tmp: Path) -> None:
         (["--vector", "a.safetensors:x"], 2, "strength 'x' is not a number"),
         (["--vector", "a.safetensors", "--docs", "3"], 2, "'--docs': '3' is not a slice of documents"),
         (["--vector", "a.safetensors", "--docs", "3:5", "--limit", "2"], 2, "cannot be used together"),
-        (["--vector", "a.safetensors", "--docs", "90:99"], 1, "documents 90:99: task toy_choice has no document"),
+        (["--vector", "a.safetensors", "--docs", "90:99"], 1, "documents 90:99: task toy_choice has no documents"),
         (["--vector", "a.safetensors", "--format", "xml"], 2, "'--format'"),
         (["--vector", "a.safetensors", "--limit", "0"], 2, "'--limit'"),
         (["--vector", "a.safetensors", "--batch-size", "many"], 2, "'--batch-size': 'many' is neither a number"),
         (["--vector", "a.safetensors", "--batch-size", "0"], 2, "'--batch-size': '0' is neither a number"),
         (["--vector", "a.safetensors", "--tasks", "toy_choise"], 1, "unknown task 'toy_choise'"),
-        (["--vector", "a.safetensors", "--csv", "a.safetensors/t.csv"], 2, "is not a folder that can be written"),
+        (["--vector", "a.safetensors", "--csv", "a.safetensors/t.csv"], 2, "is not a writable folder"),
         ([], 2, "Missing option '--vector'"),
     ):
         assert_refused(evaluate(model, *arguments), exit_code, reason)

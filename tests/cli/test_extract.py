@@ -37,7 +37,7 @@ def test_extraction_writes_boosters_and_refuses_bad_input(model: str, in_tmp: Pa
     assert f"{right} of 12 documents answered correctly" in shown and "toy_choice train[0:24]: 12 documents" in shown
     Path("asked.txt").write_text("What is light?\n\nWho are you?\n")
     asked = ["extract", "function-vector", *common, "--questions", "asked.txt", "--layer", "1"]
-    assert_refused(aft(*asked), 2, "a.safetensors exists; --overwrite replaces it")
+    assert_refused(aft(*asked), 2, "a.safetensors: file exists; use --overwrite to replace it")
     result = aft(*asked, "--overwrite")
     assert result.exit_code == 0 and "layer 1, 2 questions" in result.stdout
     shown = aft("show", "a.safetensors").stdout
@@ -46,12 +46,12 @@ def test_extraction_writes_boosters_and_refuses_bad_input(model: str, in_tmp: Pa
     Path("binary.txt").write_bytes(b"\xff\xfe")
     before = Path("a.safetensors").read_bytes()
     for arguments, exit_code, reason in (
-        (["function-vector", *common, "--questions", "empty.txt"], 1, "empty.txt: holds no question"),
+        (["function-vector", *common, "--questions", "empty.txt"], 1, "empty.txt: contains no questions"),
         (["function-vector", *common, "--questions", "binary.txt"], 1, "binary.txt: cannot be read as text"),
         (["function-vector", *common, "--questions", "nowhere.txt"], 2, "'--questions'"),
         (["function-vector", *common, "--layer", "9"], 1, "layer 9 is out of range"),
         (["function-vector", *common, "--layer", "x"], 2, "'--layer'"),
-        (["mean-difference", *common, *tasks, "--limit", "1"], 1, "there is no difference to take"),
+        (["mean-difference", *common, *tasks, "--limit", "1"], 1, "there is no difference"),
         (["mean-difference", *common, *tasks, "--tasks", "toy_text"], 1, "toy_text has no choices"),
         (["mean-difference", *common, *tasks, "--tasks", "toy_choice,toy_text"], 1, "takes one task, not 2"),
     ):

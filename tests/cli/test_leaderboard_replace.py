@@ -46,15 +46,15 @@ def test_a_first_look_takes_no_row_away_unless_it_is_asked_to(tmp_path: Path) ->
         assert done.exit_code == 0, done.stderr
         return done.stdout, done.stderr
 
-    assert add("whole") == (f"{table}: 1 rows added, 0 replaced, 0 there already\n", "")
+    assert add("whole") == (f"{table}: 1 rows added, 0 replaced, 0 already present\n", "")
     stdout, stderr = add("glance")
-    assert stdout == f"{table}: 1 rows added, 0 replaced, 0 there already\n"
-    what = "rows about the same, on other documents or pooling more seeds,"
-    assert stderr == f"{table}: 1 {what} were kept; --replace replaces them\n"
+    assert stdout == f"{table}: 1 rows added, 0 replaced, 0 already present\n"
+    what = "matching rows on other documents or with more pooled seeds"
+    assert stderr == f"{table}: 1 {what} were kept; use --replace to replace them\n"
     assert len(table.read_text().splitlines()) == 3
     table.unlink()
     add("whole")
-    assert add("glance", "--replace") == (f"{table}: 0 rows added, 1 replaced, 0 there already\n", "")
+    assert add("glance", "--replace") == (f"{table}: 0 rows added, 1 replaced, 0 already present\n", "")
     assert len(table.read_text().splitlines()) == 2
 
 

@@ -72,4 +72,4 @@ def test_the_stock_cli_ends_with_the_reason(model: str, in_tmp: Path) -> None:
         cwd=in_tmp,
     )
     assert done.returncode != 0
-    assert "nan.safetensors: layers.1.vector holds NaN" in done.stderr.strip().splitlines()[-1]
+    assert "nan.safetensors: layers.1.vector contains NaN" in done.stderr.strip().splitlines()[-1]

@@ -86,7 +86,7 @@ def test_without_a_network_only_the_caches_are_asked() -> None:
         assert asked(address).stdout == "1\n"
     gone = asked(address)  # refuses to connect
     assert gone.stdout == "1\n"
-    assert "cannot be reached ([Errno" in gone.stderr and "only what is in the cache is used" in gone.stderr
+    assert "cannot be reached ([Errno" in gone.stderr and "using cached files only" in gone.stderr
     for said in ({"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "1"}):
         explicit = asked(address, **said)
         assert explicit.stdout.strip() == said["HF_HUB_OFFLINE"] and not explicit.stderr

@@ -49,10 +49,10 @@ def test_an_output_file_is_checked_before_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "there.safetensors").touch()
     for name, reason in (
-        ("a.pt", "the file's name must end in .safetensors"),
-        ("no/a.safetensors", "is not a folder that can be written"),
+        ("a.pt", "the file name must end in .safetensors"),
+        ("no/a.safetensors", "is not a writable folder"),
         ("folder.safetensors", "is a directory"),
-        ("there.safetensors", "there.safetensors exists; --overwrite replaces it"),
+        ("there.safetensors", "there.safetensors: file exists; use --overwrite to replace it"),
     ):
         with pytest.raises(click.BadParameter, match=reason):
             kind.convert(str(tmp_path / name), None, None)
@@ -69,7 +69,7 @@ def test_no_output_file_is_replaced_unasked(present: str, tmp_path: Path) -> Non
     (tmp_path / present).touch()
     picture = str(tmp_path / "a.png")
     refused = CliRunner().invoke(command, ["--curves", picture])
-    assert refused.exit_code == 2 and f"{present} exists; --overwrite replaces it" in refused.stderr
+    assert refused.exit_code == 2 and f"{present}: file exists; use --overwrite to replace it" in refused.stderr
     for words in (["--curves", picture, "--overwrite"], ["--overwrite", "--curves", picture]):
         assert CliRunner().invoke(command, words).stdout == "a.png\n"
     assert CliRunner().invoke(command, ["--curves", "/dev/null"]).exit_code == 0

@@ -216,7 +216,7 @@ def test_documents_are_those_of_a_slice_or_the_first(lm: SteeredHFLM) -> None:
         return sorted(sample["doc_id"] for sample in found.results["samples"]["toy_choice"])
 
     assert ids(docs=Slice(3, 6)) == [3, 4, 5] and ids(docs=Slice(10)) == [10, 11] and ids(limit=2) == [0, 1]
-    with pytest.raises(TaskError, match="documents 50:60: task toy_choice has no document there"):
+    with pytest.raises(TaskError, match="documents 50:60: task toy_choice has no documents in this range"):
         ids(docs=Slice(50, 60))
 
 

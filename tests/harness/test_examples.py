@@ -131,7 +131,7 @@ def test_target_texts_follow_the_prompt_after_the_delimiter(lm: SteeredHFLM) -> 
         ("toy_choice", {"train_docs": "test[5"}, "does not name rows of a split"),
         ("toy_choice", {"train_docs": "dev[0:5]"}, "no split 'dev'; it has train, validation, test"),
         ("toy_choice", {"train_docs": "test[90:95]"}, "is empty; the split has 12 rows"),
-        ("toy_choice", {"dev_docs": 99}, "99 development documents leave no training documents of 23"),
+        ("toy_choice", {"dev_docs": 99}, "99 development documents leave none of 23 for training"),
         ("toy_rolling", {}, "no answer to train on"),
     ],
 )
@@ -168,11 +168,11 @@ def test_a_summary_and_a_record_say_what_was_drawn(lm: SteeredHFLM) -> None:
         weight=0.5,
     )
     assert str(examples) == (
-        "toy_choice: 10 training documents and 4 development documents of train[0:24], "
-        "1 dropped because the evaluated split holds the same question"
+        "toy_choice: 10 training documents and 4 development documents from train[0:24], "
+        "1 dropped (same question in the evaluated split)"
     )
     alone = drawn("toy_choice", lm, dev_docs=4, development_only=True)
-    assert not alone.train and str(alone).startswith("toy_choice: 4 development documents of train[0:24], 1 dropped")
+    assert not alone.train and str(alone).startswith("toy_choice: 4 development documents from train[0:24], 1 dropped")
 
 
 def test_several_selections_are_drawn_with_one_source(lm: SteeredHFLM) -> None:

@@ -34,7 +34,7 @@ def test_a_response_cache_of_another_run_is_refused(tiny_checkpoint: Any, tmp_pa
     steered = cached(ours(vector=booster()), "steered.db")
     assert cached(ours(vector=booster()), "steered.db") == steered != first
     for other in (ours(vector=booster(), scale=0.5), ours(vector=booster(2)), ours(), ours(dtype="bfloat16")):
-        with pytest.raises(CacheError, match="give a new path"):
+        with pytest.raises(CacheError, match="use a new path"):
             cached(other, "steered.db")
     cached(HFLM(pretrained=folder, device="cpu"), "hf.db")
     with pytest.raises(CacheError, match=r"hf\.db: this response cache was not written by steered-hf"):
@@ -73,7 +73,7 @@ def test_it_warns_of_another_base_model(tiny_checkpoint: Any, caplog: pytest.Log
 
 def test_letters_that_begin_alike_are_refused() -> None:
     alike = [Request((5,), (9, 10)), Request((5,), (9, 11))]
-    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
+    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer encodes several"):
         guards.check_letters("aft_hellaswag_letter", alike)
     guards.check_letters("mmlu_letters", alike)  # other tasks are scored by whole continuations
     guards.check_letters("aft_hellaswag_letter", [Request((5,), (9, 10)), Request((5,), (8, 10))])
@@ -89,7 +89,7 @@ def test_letters_of_an_evaluation_are_checked_task_by_task() -> None:
     apart = [*asked("aft_a_letter", "ABCD"), *asked("aft_b_letter", "ABCD"), *asked("other", "AAAA")]
     guards.check_letter_requests(apart, lambda context, letter: Request((5,), (ord(letter[1]),)))
     alike = [*asked("other", "AAAA"), *asked("aft_b_letter", "ABCD")]
-    with pytest.raises(TaskError, match="task aft_b_letter: this tokenizer begins several"):
+    with pytest.raises(TaskError, match="task aft_b_letter: this tokenizer encodes several"):
         guards.check_letter_requests(alike, lambda context, letter: Request((5,), (9,)))
 
 

@@ -71,7 +71,7 @@ def test_a_cache_of_another_tokenizer_is_refused_by_its_name(folder: str, tiny_t
     answers = CachingLM(first, path).loglikelihood(requests())
     assert second.loglikelihood(requests()) != answers, "the tokenizer matters"
     with pytest.raises(
-        CacheError, match=r"written with tokenizer \w+ \w{12}, not \w+ \w{12}; give a new path"
+        CacheError, match=r"written with tokenizer \w+ \w{12}, not \w+ \w{12}; use a new path"
     ) as caught:
         CachingLM(second, path).loglikelihood(requests())
     assert caught.value.args[0].count(", not ") == 1, "only what differs is named"
@@ -119,7 +119,7 @@ def test_a_cache_of_an_earlier_version_is_refused(folder: str, tmp_path: Path) -
     caching = CachingLM(lm, str(tmp_path / "c.db"))
     earlier = json.dumps({"model": lm.base_model.fingerprint, "name": "x", "booster": None, "settings": {}})
     caching.dbdict["aft_harness:written_by"] = earlier
-    with pytest.raises(CacheError, match="written by another version of steered-hf; give a new path"):
+    with pytest.raises(CacheError, match="written by another version of steered-hf; use a new path"):
         lm.set_cache_hook(caching.get_cache_hook())
 
 

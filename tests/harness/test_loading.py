@@ -27,7 +27,7 @@ def test_models_that_cannot_be_steered_are_one_clear_line(tmp_path: Path, tiny_t
     cases = {
         saved(bert, tmp_path / "bert", tiny_tokenizer): "not a causal language model",
         saved(t5, tmp_path / "t5", tiny_tokenizer): "is not a causal language model but seq2seq",
-        str(tmp_path / "empty"): "empty: the folder holds no config.json",
+        str(tmp_path / "empty"): "empty: no model in this folder",
         "no-such-owner/no-such-model": "no-such-owner/no-such-model cannot be loaded",
         str(tmp_path / "nowhere"): "nowhere: no such folder",
     }
@@ -59,5 +59,5 @@ def test_model_arguments_are_read_as_lm_eval_reads_them() -> None:
     read = parse_arguments("dtype=float32,max_length=128,trust_remote_code=True,scale=0.5")
     assert read == {"dtype": "float32", "max_length": 128, "trust_remote_code": True, "scale": 0.5}
     assert parse_arguments("") == {}
-    with pytest.raises(ParseError, match="'max_length': expected key=value, several of them separated by commas"):
+    with pytest.raises(ParseError, match="'max_length': expected key=value pairs separated by commas"):
         parse_arguments("dtype=float32,max_length")

@@ -140,7 +140,7 @@ def test_variants_are_scored_as_each_alone(tiny_checkpoint: Any) -> None:
 def test_requests_that_no_model_could_score_are_one_line(tiny_checkpoint: Any) -> None:
     lm = SteeredHFLM(pretrained=str(tiny_checkpoint("llama")), device="cpu")
     for continuation in ("", "x" * 1000):
-        with pytest.raises(ModelError, match="cannot be scored by a model of 256 positions"):
+        with pytest.raises(ModelError, match="cannot be scored by a model with 256 positions"):
             lm.encode("The door", continuation)
     cut = lm.encode("The child opens the door." * 100, " Yes")
     assert len(cut.inputs) == 256 and cut.continuation == lm.encode("The child opens the door.", " Yes").continuation

@@ -37,8 +37,8 @@ def test_folders(folder: str, tmp_path: Path) -> None:
         ("./nofolder", r"^\./nofolder: no such folder$"),
         (str(tmp_path / "nofolder"), "nofolder: no such folder"),
         ("~/nofolder/at/all", "~/nofolder/at/all: no such folder"),
-        (str(tmp_path / "file"), "file: is a file; give the folder of a checkpoint"),
-        (str(tmp_path / "empty"), "the folder holds no config.json"),
+        (str(tmp_path / "file"), "file: not a folder but a file; give a checkpoint folder"),
+        (str(tmp_path / "empty"), "no model in this folder"),
     ):
         refused(reason, place)
 
@@ -46,7 +46,7 @@ def test_folders(folder: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices(folder: str) -> None:
     for device, reason in (
-        ("cuda", "device cuda: no CUDA GPU can be used here.*; use device cpu"),
+        ("cuda", "device cuda: no CUDA GPU is available.*; use device cpu"),
         ("cuda:7", "device cuda:7: no CUDA GPU"),
         ("fpu", "device fpu: expected cpu, cuda, cuda:N or mps"),
     ):
@@ -57,7 +57,7 @@ def test_a_device_that_is_not_among_those_that_there_are(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     preflight._check_device("cuda:1")
-    with pytest.raises(ParseError, match="device cuda:2: the CUDA devices here are cuda:0 to cuda:1"):
+    with pytest.raises(ParseError, match="device cuda:2: the available CUDA devices are cuda:0 to cuda:1"):
         preflight._check_device("cuda:2")
 
 

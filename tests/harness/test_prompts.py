@@ -34,7 +34,7 @@ def test_the_stock_evaluator_and_ours_warn_where_formats_differ(
     prompting = {} if trained is None else {"prompting": {"apply_chat_template": trained, "num_fewshot": None}}
     steered = booster(**prompting)
     due = trained is not None and trained != asked
-    words = "with the chat template and is evaluated without it" if trained else "without the chat template and is"
+    words = "with the chat template but is evaluated without it" if trained else "without the chat template but is"
     with caplog.at_level(logging.WARNING, "aft_harness"):
         lm = SteeredHFLM(vector=steered, **arguments)
         manager = TaskManager(include_path=TOYS)

@@ -96,9 +96,9 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
         other.execute("CREATE TABLE scores (other TEXT)")
     with ScoreStore(path) as store:
         for act in (lambda: store.get([key("a")]), lambda: store.put({key("a"): (1.0, True)})):
-            with pytest.raises(CacheError, match=r"scores\.sqlite: cannot hold scores"):
+            with pytest.raises(CacheError, match=r"scores\.sqlite: cannot be used as a cache"):
                 act()
-        with pytest.raises(CacheError, match=r"scores\.sqlite: cannot hold scores"):
+        with pytest.raises(CacheError, match=r"scores\.sqlite: cannot be used as a cache"):
             store.put_texts({key("a"): "\ud800"})
 
 

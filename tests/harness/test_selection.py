@@ -9,7 +9,7 @@ from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, Task
 def test_names_are_listed_once_in_their_order() -> None:
     assert task_names("b, a,b,,a ") == ["b", "a"] == task_names(["b", " a", "b", ""])
     for nothing in ("", " , ", []):
-        with pytest.raises(ParseError, match="no task is named"):
+        with pytest.raises(ParseError, match="no tasks given"):
             task_names(nothing)
 
 
@@ -26,6 +26,9 @@ def test_a_name_alone_takes_the_defaults() -> None:
 
 def test_numbers_of_documents_leave_some() -> None:
     assert TaskSelection("a", limit=None, dev_docs=0).limit is None
-    for numbers, reason in (({"limit": 0}, "a limit of 0 leaves no training"), ({"dev_docs": -1}, "-1 is no number")):
+    for numbers, reason in (
+        ({"limit": 0}, "a limit of 0 leaves no training"),
+        ({"dev_docs": -1}, "-1 is not a valid number"),
+    ):
         with pytest.raises(ParseError, match=reason):
             TaskSelection("a", **numbers)

@@ -35,7 +35,7 @@ def test_rows_of_the_evaluated_split_are_said_to_be(lm: SteeredHFLM, caplog: pyt
     drawn("toy_choice", lm)
     assert not caplog.text
     drawn("toy_choice", lm, train_docs="test[0:5]")
-    assert "task toy_choice: the rows test[0:5] are of the split that it evaluates" in caplog.text
+    assert "task toy_choice: the rows test[0:5] are from the evaluated split" in caplog.text
 
 
 def test_development_documents_are_carved_from_the_training_split(lm: SteeredHFLM) -> None:
@@ -60,7 +60,7 @@ def test_a_task_without_a_training_split_needs_a_slice(lm: SteeredHFLM) -> None:
 
 def test_a_task_that_evaluates_its_training_split_is_refused_with_the_way_out(lm: SteeredHFLM) -> None:
     with pytest.raises(
-        TaskError, match=r"none of the 12 documents .*name held-out rows to train on, such as SPLIT\[A:B\]"
+        TaskError, match=r"none of the 12 documents .*choose held-out rows to train on, such as SPLIT\[A:B\]"
     ):
         drawn("toy_train_is_test", lm)
 

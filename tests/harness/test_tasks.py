@@ -26,7 +26,7 @@ from aft_harness.slices import Slice
 def test_groups_unfold_and_folders_are_checked() -> None:
     loaded = Tasks([TOYS]).select([TaskSelection("toy_group", limit=3)])
     assert [(selection.name, selection.limit) for selection, _ in loaded] == [("toy_choice", 3), ("toy_text", 3)]
-    with pytest.raises(TaskError, match="nowhere: no such folder of tasks"):
+    with pytest.raises(TaskError, match="nowhere: no such task folder"):
         Tasks(["nowhere"])
 
 

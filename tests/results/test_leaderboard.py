@@ -98,7 +98,9 @@ def test_two_rows_about_the_same_in_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     (row,) = rows([run({"b": lines([0, 0, 1])}), run({"b": lines([1, 0, 1])}, "s")])
     to_csv(to_frame([row, {**row, "steered": 0.5}]), path)
-    with pytest.raises(TaskError, match=r"l\.csv: holds two rows about the same with other numbers \(aft a L3-4 on b"):
+    with pytest.raises(
+        TaskError, match=r"l\.csv: two rows for the same result have different numbers \(aft a L3-4 on b"
+    ):
         add(path, [row])
 
 
@@ -213,7 +215,7 @@ def test_ten_thousand_rows_are_added_and_shown(tmp_path: Path) -> None:
 
 def test_another_table_is_no_leaderboard(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(TaskError, match=r"l\.csv: is no leaderboard: it lacks the column model"):
+    with pytest.raises(TaskError, match=r"l\.csv: not a leaderboard \(column model is missing\)"):
         add(tmp_path / "l.csv", [])
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TaskError, match="cannot be read"):
@@ -224,16 +226,16 @@ def test_another_table_is_no_leaderboard(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"nowhere/l\.csv: its folder does not exist"):
+    with pytest.raises(FileError, match=r"nowhere/l\.csv: the folder does not exist"):
         add(tmp_path / "nowhere" / "l.csv", [])
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / ".l.csv.lock").mkdir()  # no one, not even root, opens a folder for writing
-    with pytest.raises(FileError, match=r"^\S*/l\.csv: its folder cannot be written to or locked \(Is a directory\)$"):
+    with pytest.raises(FileError, match=r"^\S*/l\.csv: the folder cannot be written to or locked \(Is a directory\)$"):
         add(tmp_path / "l.csv", [])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(FileError, match=r"^\S*/l\.csv: its folder cannot be written to or locked \(Permission denied"):
+    with pytest.raises(FileError, match=r"^\S*/l\.csv: the folder cannot be written to or locked \(Permission denied"):
         add(tmp_path / "l.csv", [])

@@ -51,16 +51,16 @@ def test_runs_that_are_no_pair_are_refused(tmp_path: Path) -> None:
     base = read_samples(tmp_path / "a", "x")
     with pytest.raises(TaskError, match="different documents"):
         compare_samples(base, read_samples(tmp_path / "short", "x"), "acc")
-    with pytest.raises(TaskError, match="document 0 has another prompt_hash"):
+    with pytest.raises(TaskError, match="document 0 has a different prompt_hash"):
         compare_samples(base, read_samples(tmp_path / "prompt", "x"), "acc")
-    with pytest.raises(TaskError, match="holds no samples of y"):
+    with pytest.raises(TaskError, match="no samples of y"):
         read_samples(tmp_path, "y")
     with pytest.raises(TaskError, match="no metric 'f1'"):
         compare_samples(base, base, "f1")
     for sums in ([0.5, 3], float("nan"), "0.5"):
         write(tmp_path / "sums", "samples_x_2026-01-01.jsonl", [0, 1], acc=sums)
         samples = read_samples(tmp_path / "sums", "x")
-        with pytest.raises(TaskError, match="not one number a document"):
+        with pytest.raises(TaskError, match="not one number per document"):
             compare_samples(samples, samples, "acc")
 
 
@@ -73,7 +73,7 @@ def test_what_was_asked_is_known_by_its_documents_and_prompts() -> None:
     assert asked[3].documents not in (asked[0].documents, "")
     (target,) = lines([0])
     assert Asked.of([{**target, "target_hash": "u"}]).prompts != asked[3].prompts
-    with pytest.raises(TaskError, match="the runs of several seeds were given different prompts"):
+    with pytest.raises(TaskError, match="the runs of different seeds used different prompts"):
         mean_samples([lines([0, 1]), lines([0, 1], prompt="q")])
 
 
@@ -83,7 +83,7 @@ def test_documents_are_selected_by_a_slice(tmp_path: Path) -> None:
     assert [key[1] for key in select(samples, Slice(1, 3))] == [1, 2]
     assert len(select(samples, Slice(3))) == 2 and len(select(samples, Slice(0, 1))) == 1
     assert select(samples, None) == samples
-    with pytest.raises(TaskError, match="documents 7:9: none of the 5 documents with samples lies there"):
+    with pytest.raises(TaskError, match="documents 7:9: none of the 5 documents with samples is in this range"):
         select(samples, Slice(7, 9))
 
 
@@ -105,12 +105,12 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (b'{"doc_id": 1', r"line 2 is not JSON \(.*\); run lm_eval again"),
-        (b"[" * 100_000, "line 2 is not JSON"),
-        (b"[1]", "line 2 is not a sample of lm_eval: it lacks doc_id"),
-        (b'{"doc_id": 1}', "line 2 is not a sample of lm_eval: it lacks doc_hash"),
-        (b'{"doc_id": [1]}', "line 2 is not a sample of lm_eval: it lacks doc_id"),
-        (b"\xff", "is not a samples file of lm_eval"),
+        (b'{"doc_id": 1', r"line 2 is not valid JSON \(.*\); run lm_eval again"),
+        (b"[" * 100_000, "line 2 is not valid JSON"),
+        (b"[1]", "line 2 is not an lm_eval sample: it lacks doc_id"),
+        (b'{"doc_id": 1}', "line 2 is not an lm_eval sample: it lacks doc_hash"),
+        (b'{"doc_id": [1]}', "line 2 is not an lm_eval sample: it lacks doc_id"),
+        (b"\xff", "not an lm_eval samples file"),
     ],
 )
 def test_a_malformed_file_is_one_line_that_names_it(tmp_path: Path, second: bytes, message: str) -> None:
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_or_chosen_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="has no filter strict; it has none"):
         read_samples(tmp_path, "x", "strict")
     write(tmp_path, "samples_x_2026-01-02.jsonl", [])
-    with pytest.raises(TaskError, match=r"samples_x_2026-01-02\.jsonl: is empty"):
+    with pytest.raises(TaskError, match=r"samples_x_2026-01-02\.jsonl: empty file"):
         read_samples(tmp_path, "x")
 
 

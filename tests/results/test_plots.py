@@ -79,9 +79,9 @@ def test_the_heat_map_is_drawn_the_same_each_time(tmp_path: Path, form: str) -> 
     assert image == (tmp_path / f"two.{form}").read_bytes()
     if form == "svg":
         assert b"<svg" in image
-    with pytest.raises(TaskError, match=r"ends in \.png or \.svg"):
+    with pytest.raises(TaskError, match=r"must end in \.png or \.svg"):
         plot_transfer(boosters(), tmp_path / "map.pdf")
-    with pytest.raises(TaskError, match=r"map\.svg: there is no row to draw"):
+    with pytest.raises(TaskError, match=r"map\.svg: there are no rows to plot"):
         plot_transfer(boosters()[:0], tmp_path / "map.svg")
 
 
@@ -137,7 +137,7 @@ def test_a_sweep_over_strengths_may_have_chosen_nothing(tmp_path: Path, drawn: l
     frame = sweep([3, 3, 3]).assign(strength=[0.5, 1.0, 2.0]).drop(columns="chosen")
     plot_sweep(frame, "strength", tmp_path / "sweep.svg")
     assert not drawn[0].legends and drawn[0].axes[0].get_xlabel() == "strength"
-    with pytest.raises(TaskError, match=r"sweep\.svg: a sweep over layers is drawn with one"):
+    with pytest.raises(TaskError, match=r"sweep\.svg: a plot over layers needs a single value"):
         plot_sweep(frame.assign(layers="3,4"), "layers", tmp_path / "sweep.svg")
 
 

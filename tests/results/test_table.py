@@ -160,12 +160,12 @@ def test_a_terminal_sees_aligned_columns() -> None:
 
 def test_json_and_csv_keep_every_column_and_digit() -> None:
     frame = to_frame([made(min_detectable=float("nan"), delta=1 / 3, development_loss=float("inf"))])
-    (row,) = json.loads(render(frame, "json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (row,) = json.loads(render(frame, "json"), parse_constant=lambda name: pytest.fail(f"{name} is not valid JSON"))
     assert list(row) == list(frame) and row["delta"] == 1 / 3
     assert (row["min_detectable"], row["development_loss"], row["n"]) == (None, None, 40)
     (read_back,) = csv.DictReader(io.StringIO(render(frame, "csv")))
     assert float(read_back["delta"]) == 1 / 3 and read_back["development_loss"] == "inf"
-    with pytest.raises(ParseError, match="'xlsx' is no form of a table; expected one of table, md, csv, json"):
+    with pytest.raises(ParseError, match="unknown table format 'xlsx'; expected one of table, md, csv, json"):
         render(frame, "xlsx")
 
 
@@ -190,12 +190,12 @@ def test_what_is_no_table_is_refused_and_named(tmp_path: Path) -> None:
     to_csv(to_frame([made()]), path)
     head, row = path.read_text().splitlines()
     for text, reason in (
-        (f"{head}\n{row},more\n", f"row 1 has {len(COLUMNS) + 1} cells under {len(COLUMNS)} columns"),
-        (f"{head}\n{row}\n{row[: row.rindex(',')]}\n", f"row 2 has {len(COLUMNS) - 1} cells under"),
-        (f"{head},model\n{row},toy\n", "has a column twice"),
+        (f"{head}\n{row},more\n", f"row 1 has {len(COLUMNS) + 1} cells; expected {len(COLUMNS)}"),
+        (f"{head}\n{row}\n{row[: row.rindex(',')]}\n", f"row 2 has {len(COLUMNS) - 1} cells; expected"),
+        (f"{head},model\n{row},toy\n", "duplicate column"),
         (f'{head}\n"{row}\n', "cannot be read as a table"),
-        (f"{head}\n{row.replace(',40,', ',4.5,')}\n", r"column n: 4\.5 is no whole number"),
-        (f"{head}\n{row.replace(',40,', ',1e300,')}\n", r"column n: 1e\+300 is no whole number"),
+        (f"{head}\n{row.replace(',40,', ',4.5,')}\n", r"column n: 4\.5 is not a whole number"),
+        (f"{head}\n{row.replace(',40,', ',1e300,')}\n", r"column n: 1e\+300 is not a whole number"),
     ):
         path.write_text(text)
         with pytest.raises(TaskError, match=reason):

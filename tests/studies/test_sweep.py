@@ -198,7 +198,7 @@ def test_a_task_with_texts_is_swept_by_loss(lm: SteeredHFLM) -> None:
 
 
 def test_a_task_without_right_and_wrong_cannot_be_swept(lm: SteeredHFLM) -> None:
-    with pytest.raises(TaskError, match="toy_rolling: no metric is one number a document"):
+    with pytest.raises(TaskError, match="toy_rolling: a sweep needs a metric with one number per document"):
         sweep.strengths(lm, booster(), [1.0], [drawn(lm)], replace(TEST, tasks=["toy_rolling"]))
 
 

@@ -163,8 +163,8 @@ def test_documents_that_are_evaluated_are_not_learned_from(checkpoint: str, tmp_
     apart = transfer.Study(lm, plan_of(checkpoint, **source, evaluate={"toy_choice": {"docs": "6:12"}}), tmp_path)
     (task,) = apart.trainings[0].tasks
     assert len(task.train) == 6 and task.overlapping >= 2
-    assert "2 dropped because the evaluated split holds the same question" in str(task)
-    with pytest.raises(TaskError, match="every training document is also evaluated on; name others with train_docs"):
+    assert "2 dropped (same question in the evaluated split)" in str(task)
+    with pytest.raises(TaskError, match="every training document is also evaluated; choose others with train_docs"):
         transfer.Study(lm, plan_of(checkpoint, **source, evaluate={"toy_choice": {"docs": "0:12"}}), tmp_path)
 
 

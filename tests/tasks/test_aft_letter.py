@@ -90,9 +90,9 @@ def test_a_tokenizer_without_letters_cannot_run_the_task(tiny_model: Any, tiny_t
     # It cuts " D" into a space and a D.
     model = tiny_model("llama", max_position_embeddings=2048)
     lm = SteeredHFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=4)
-    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
+    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer encodes several"):
         drawn(lm, "aft_hellaswag_letter", limit=2)
-    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer begins several"):
+    with pytest.raises(TaskError, match="aft_hellaswag_letter: this tokenizer encodes several"):
         evaluate(lm, [BASELINE], ["aft_hellaswag_letter"], source=Tasks([folder()]), limit=2)
 
 

@@ -50,7 +50,7 @@ def test_a_training_that_went_wrong_says_so(caplog: pytest.LogCaptureFixture) ->
     assert size in wild.concerns[-1] and size in caplog.text
     worse = replace(good, after=good.before)
     (concern,) = worse.concerns
-    assert f"on training documents its loss is {good.before.loss:.4g}, the unchanged model's" in concern
+    assert f"on training documents its loss is {good.before.loss:.4g}, against" in concern
     (concern,) = replace(good, after=Score(loss=math.nan, n=7)).concerns
     assert "does not help" in concern
 

@@ -256,9 +256,9 @@ def test_training_continues_from_a_booster_and_records_its_documents_too() -> No
 @pytest.mark.parametrize(
     ("start", "changes", "reason"),
     [
-        (Booster.static({1: torch.ones(3)}), {}, "has vectors of 3 numbers, the model's layers give 32"),
+        (Booster.static({1: torch.ones(3)}), {}, "has a hidden size of 3; the model has 32"),
         (Booster.static({0: torch.ones(32)}), {}, "has layer 0, which is not trained"),
-        (Booster.static({1: torch.ones(32)}), {"kind": "contextual"}, "is static, what is trained is contextual"),
+        (Booster.static({1: torch.ones(32)}), {"kind": "contextual"}, "is static, but the settings train contextual"),
         (
             Booster.static({1: torch.ones(32)}, {"base_model": {"name": "other", "fingerprint": "0" * 64}}),
             {},
