@@ -717,7 +717,7 @@ def test_models_of_llama_cpp(tmp_path: Path) -> None:
     for _ in range(INPUTS):
         path.write_bytes(damaged(plain, rng, len(header)))
         with watched(tmp_path / "other", path.read_bytes()[:300]):
-            export("gguf-model", booster, output, model=path, force=True)
+            export("gguf-model", booster, output, model=path, overwrite=True)
             assert output.stat().st_size < 10 * len(plain)
         assert set(os.listdir(path.parent)) <= {"m.gguf", "o.gguf"}
 

@@ -40,7 +40,7 @@ def test_what_cannot_be_asked_is_refused(
 def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     base = str(checkpoint(tmp_path / "base", "llama"))
     for vector in (booster(), booster(1)):
-        export("lm-eval", vector, tmp_path / "a.pt", model=base, force=vector is not booster)
+        export("lm-eval", vector, tmp_path / "a.pt", model=base, overwrite=vector is not booster)
     first = (tmp_path / "a.pt").read_bytes()
     with pytest.raises(ExportError, match=r"a\.pt exists; choose another output, or overwrite it"):
         export("lm-eval", booster(), tmp_path / "a.pt", model=base)
