@@ -75,15 +75,9 @@ def _option(described: Option) -> click.Option:
         both = f"{spelled}/--no-{spelled[2:]}" if described.default is None else spelled
         return click.Option([both], is_flag=True, default=described.default, help=described.help)
     kind = click.Choice(described.choices) if described.choices else None
-    return click.Option(
-        [spelled],
-        type=kind,
-        required=described.required,
-        show_default=described.default is not None,
-        # To click a default of None is a value, too, so that nothing would be missing.
-        **({} if described.default is None else {"default": described.default}),
-        help=described.help,
-    )
+    # click takes a default of None for a value: an option that is required would count as given.
+    default = {} if described.default is None else {"default": described.default, "show_default": True}
+    return click.Option([spelled], type=kind, required=described.required, help=described.help, **default)
 
 
 for _target in TARGETS.values():
