@@ -12,7 +12,7 @@ from publish_cases import BASE, booster, gguf_model, vectors_of
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection
 from aft_harness.boosters.mixing import mix
-from aft_harness.errors import ExportError
+from aft_harness.errors import AftError, ExportError
 from aft_harness.publish.export.registry import export
 
 
@@ -63,7 +63,7 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path: Path) -> None:
     contextual = Booster({1: ContextualInjection.fresh(32, 2, 0)}, booster(1).provenance)
     with pytest.raises(ExportError, match=r"layer 1 of .* has a contextual injection"):
         export("gguf", contextual, tmp_path / "v.gguf")
-    with pytest.raises(ExportError, match=r"ends in \.gguf"):
+    with pytest.raises(AftError, match=r"ends in \.gguf"):
         export("gguf", booster(1), tmp_path / "v.bin")
     (tmp_path / "v.gguf").write_text("mine")
     with pytest.raises(ExportError, match="exists; choose another"):
