@@ -265,11 +265,8 @@ class SteeredHFLM(HFLM):
             return super()._model_generate(context, max_length, stop, **settings)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            device_type=self.device.type,
-            dtype=self.mixed_precision_dtype,
-            enabled=self.mixed_precision_dtype is not None,
-        )
+        enabled = self.mixed_precision_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.mixed_precision_dtype, enabled=enabled)
 
     def get_model_info(self) -> dict[str, Any]:
         """The model's entries in the results file: lm-eval's own, and the variant that ran."""
