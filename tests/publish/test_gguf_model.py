@@ -110,7 +110,7 @@ def test_files_that_are_no_whole_model_are_refused(tmp_path: Path) -> None:
         (text, r"text\.gguf: is not a GGUF file"),
         (empty, r"empty\.gguf: is empty"),
         (tmp_path / "none.gguf", r"none\.gguf: no such GGUF file"),
-        (tmp_path, "is not a regular file"),
+        (tmp_path, "not a regular file"),
     ):
         with pytest.raises(ExportError, match=reason):
             export("gguf-model", booster(1), tmp_path / "o.gguf", model=path)
