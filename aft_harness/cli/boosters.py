@@ -88,7 +88,10 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
 @click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
 def mix(vectors: tuple[str, ...], output: Path) -> None:
-    """Mix boosters for the same model into one file that has their combined effect."""
+    """Mix boosters for the same model into one file.
+
+    The mixture has the combined effect of its parts.
+    """
     from aft_harness.boosters import references
     from aft_harness.boosters.layers import ranges
     from aft_harness.boosters.mixing import mix as mixed

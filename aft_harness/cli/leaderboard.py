@@ -14,7 +14,7 @@ from aft_harness.errors import TaskError
 
 @main.group("leaderboard", context_settings=CONTEXT)
 def leaderboard() -> None:
-    """Collect booster results in a CSV file, with p-values corrected for multiple testing."""
+    """Collect booster results in a CSV file, with corrected p-values."""
 
 
 @leaderboard.command("add", context_settings=CONTEXT)

@@ -138,7 +138,9 @@ drawing_options = _collected(
 development_options = _collected(
     "drawing",
     {
-        "tasks": _TASKS,
+        "tasks": click.option(
+            "--tasks", required=True, metavar="T,...", help="lm-eval tasks to draw development documents from."
+        ),
         "train_docs": _TRAIN_DOCS,
         "dev_docs": _DEV_DOCS,
         "target_field": _TARGET_FIELD,

@@ -71,7 +71,10 @@ def train(
     curves: Path | None,
     output: Path,
 ) -> None:
-    """Train a booster: freeze the model and learn vectors that make the correct answers more likely."""
+    """Train a booster on lm-eval tasks.
+
+    The model stays frozen; training learns vectors that make the correct answers more likely.
+    """
     selected = selections(**drawing)
     with quiet():
         from aft_harness import api

@@ -54,10 +54,11 @@ def transfer(
     dtype: str,
     **options: Any,
 ) -> None:
-    """Train a booster on each of several tasks or mixtures, and evaluate every booster on every evaluation task.
+    """Train boosters on some tasks and evaluate them on others.
 
-    PLAN is a YAML file (see docs/transfer.md); small studies can be described with options instead. If the command is
-    interrupted or killed, rerun it to resume from --folder.
+    There is one booster for each task or mixture, and every booster is evaluated on every evaluation task. PLAN is a
+    YAML file (see docs/transfer.md); small studies can be described with options instead. If the command is interrupted
+    or killed, rerun it to resume from --folder.
     """
     for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
         for path in paths:
