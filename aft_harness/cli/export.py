@@ -15,7 +15,7 @@ from aft_harness.publish.export.target import MODEL, Option, Target
 from aft_harness.text import printable
 
 
-@main.group("export", cls=Group, context_settings=CONTEXT)
+@main.group("export", cls=Group, context_settings=CONTEXT, short_help="Export a booster to another tool's format.")
 def export() -> None:
     """Write a booster as another tool reads it: exactly, or refused with the reason."""
 

@@ -17,7 +17,7 @@ from aft_harness.errors import FileError
 from aft_harness.progress import ignore
 
 
-@main.command("generate", context_settings=CONTEXT)
+@main.command("generate", context_settings=CONTEXT, short_help="Show what a model writes with each booster.")
 @model_options
 @click.option(
     "--vector", "vectors", multiple=True, metavar="V", help="A booster, as lm_eval's vector=; may be repeated."

@@ -12,7 +12,7 @@ from aft_harness.cli.values import BOOSTER_FILE, overwrite_option
 from aft_harness.text import printable
 
 
-@main.command("import", context_settings=CONTEXT)
+@main.command("import", context_settings=CONTEXT, short_help="Import a steering vector of another tool.")
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
 @overwrite_option
