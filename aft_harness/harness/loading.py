@@ -51,7 +51,9 @@ def load_as_hf(
         AftError: The model cannot be loaded, or an argument not be understood.
     """
     if isinstance(pretrained, str):
-        preflight.check(pretrained, kwargs, booster)
+        # The stock command line says cuda:0 unless it is told otherwise, and without a GPU `hf` takes the CPU.
+        unsaid = str(kwargs.get("device")).startswith("cuda:")
+        preflight.check(pretrained, {**kwargs, **({"device": None} if unsaid else {})}, booster)
     try:
         with nullcontext() if isinstance(pretrained, str) else without_notices():
             load(pretrained=pretrained, **kwargs)

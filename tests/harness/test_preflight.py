@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness_cases import booster
+from lm_eval.models.huggingface import HFLM
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.errors import AftError, ParseError
@@ -47,10 +48,16 @@ def test_folders(folder: str, tmp_path: Path) -> None:
 def test_devices(folder: str) -> None:
     for device, reason in (
         ("cuda", "device cuda: no CUDA GPU is available.*; use device cpu"),
-        ("cuda:7", "device cuda:7: no CUDA GPU"),
         ("fpu", "device fpu: expected cpu, cuda, cuda:N or mps"),
     ):
         assert refused(reason, folder, device=device).exit_code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_default_device_of_the_stock_command_line_falls_back_to_the_cpu(folder: str) -> None:
+    assert SteeredHFLM(folder, device="cuda:0").device.type == HFLM(folder, device="cuda:0").device.type == "cpu"
+    with pytest.raises(ParseError, match="device cuda:0: no CUDA GPU"):  # but whoever asks for it is told
+        preflight.check(folder, {"device": "cuda:0"})
 
 
 def test_a_device_that_is_not_among_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
