@@ -103,8 +103,8 @@ def test_small_studies_need_no_file(checkpoint: str, tmp_path: Path) -> None:
     found = leaderboard.load(tmp_path / "l.csv")
     assert (found["n"].tolist(), found["layers"].tolist(), found["trained_n"].tolist()) == ([5], ["1-2"], [4])
     for wrong, exit_code, reason in (
-        (small[:2], 2, "give --train"),
-        (small[2:], 2, "give --model"),
+        (small[:2], 2, "give a PLAN or --train"),
+        (small[2:], 2, "give a PLAN or --model"),
         ([*small, "--seeds", "x"], 2, "'--seeds': x: expected whole numbers"),
         ([*small, "--layers", "some"], 2, "'--layers': layers 'some'"),
         ([*small, "--evaluate", "toy_text=5"], 2, "'5' is not a slice of documents"),

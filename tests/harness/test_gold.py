@@ -78,5 +78,5 @@ def test_a_text_that_looks_like_a_list_but_is_none_is_learned() -> None:
     gold = Gold(task, "toy_text")
     for answer in ("{x}", "[see below]", "{", "[1, 2", "f(x) = {x}"):
         assert gold.text({"answer": answer}) == answer
-    with pytest.raises(TaskError, match="no text"):
+    with pytest.raises(TaskError, match="not text"):
         gold.text({"answer": "[[1, 2], [3]]"})
