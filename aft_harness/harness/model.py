@@ -145,9 +145,7 @@ class SteeredHFLM(HFLM):
         request = Request(tuple(context), tuple(continuation))
         kept = request.truncated(self.max_length)
         if kept is not request:
-            logger.warning(
-                "a request of %d tokens was truncated from the left", len(request.context + request.continuation)
-            )
+            logger.warning("left-truncated a request of %d tokens", len(request.context + request.continuation))
         return kept
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
