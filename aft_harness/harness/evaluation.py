@@ -111,7 +111,7 @@ def evaluate(
         "apply_chat_template": prompt_format.apply_chat_template,
         "fewshot_as_multiturn": prompt_format.multiturn,
     }
-    environment = _environment()
+    environment = _environment(os.getcwd())
     evaluated = []
     with ExitStack() as stack:
         stack.enter_context(compiled_templates())
@@ -200,11 +200,11 @@ def _config(lm: SteeredHFLM, variant: Variant, limit: int | None) -> dict[str, A
 
 
 @cache
-def _environment() -> Mapping[str, Any]:
+def _environment(folder: str) -> Mapping[str, Any]:
     """Versions and machine, as the stock evaluator records them; read once, since it takes seconds."""
     # Not by lm-eval's own function, which lets git complain on the screen where there is no repository.
     described = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
-    found: dict[str, Any] = {"git_hash": described.stdout.strip() or get_commit_from_path(os.getcwd())}
+    found: dict[str, Any] = {"git_hash": described.stdout.strip() or get_commit_from_path(folder)}
     add_env_info(found)
     return found
 
