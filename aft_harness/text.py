@@ -13,3 +13,14 @@ def printable(text: object) -> str:
     if not shown.isprintable():
         shown = "".join(character if character.isprintable() else " " for character in shown)
     return shown.strip()
+
+
+def reason(error: BaseException, *, sentence: bool = False) -> str:
+    """What an error says, on one line of at most 300 characters.
+
+    Args:
+        error: Of another library, whose messages may be long and have several lines.
+        sentence: Its first sentence only.
+    """
+    shown = " ".join(str(error).split())
+    return (shown.split(". ")[0] if sentence else shown)[:300]

@@ -34,6 +34,7 @@ from aft_harness.harness.tasks import Tasks, compiled_templates, configure, unch
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.results.runs import Run
 from aft_harness.slices import Slice
+from aft_harness.text import reason
 
 _SEEDS = {
     "random_seed": DEFAULT_RANDOM_SEED,
@@ -127,8 +128,8 @@ def evaluate(
             except AftError:
                 raise
             except (ValueError, KeyError, AssertionError, OSError) as error:  # OSError: data that cannot be fetched
-                reason = " ".join(str(error).split())[:300]
-                raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {reason})") from error
+                why = reason(error)
+                raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {why})") from error
             results["config"] = _config(lm, variant, limit)
             results |= {"date": start, **environment}
             add_tokenizer_info(results, lm)

@@ -21,6 +21,7 @@ from aft_harness.harness.gold import TargetText, gold_choices, refuse_constant_c
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
+from aft_harness.text import reason
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +234,8 @@ def _build(
     except AftError:
         raise
     except Exception as error:  # the task's own templates and samplers
-        reason = " ".join(str(error).split())[:300]
-        raise TaskError(f"task {rows.name}: its prompts cannot be built ({type(error).__name__}: {reason})") from error
+        why = reason(error)
+        raise TaskError(f"task {rows.name}: its prompts cannot be built ({type(error).__name__}: {why})") from error
     grouped: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
         grouped[instance.doc_id].append(instance)

@@ -18,6 +18,7 @@ from jinja2.runtime import Context
 from lm_eval.api.utils import maybe_delimit
 
 from aft_harness.errors import AftError, TaskError
+from aft_harness.text import reason
 
 _FEWSHOT_FLAG = re.compile(r"_*(is_)?few_?shot")
 """What templates call the field that only few-shot examples have."""
@@ -226,7 +227,7 @@ def _kind(value: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _flags(task: Any) -> frozenset[str]:

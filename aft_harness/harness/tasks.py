@@ -21,6 +21,7 @@ from aft_harness.errors import TaskError
 from aft_harness.harness.notices import without_notices
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.slices import ALL, Slice
+from aft_harness.text import reason
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that few-shot examples are drawn as in evaluation."""
@@ -103,8 +104,8 @@ class Tasks:
             with without_notices():
                 return dict(self.manager.load(name))
         except Exception as error:  # whatever a task's own code or the datasets library raises
-            reason = " ".join(str(error).split())[:300]
-            raise TaskError(f"task {name} cannot be loaded ({type(error).__name__}: {reason})") from error
+            why = reason(error)
+            raise TaskError(f"task {name} cannot be loaded ({type(error).__name__}: {why})") from error
 
 
 def evaluated_documents(

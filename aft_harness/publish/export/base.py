@@ -18,6 +18,7 @@ from aft_harness.engine.identity import MARKER
 from aft_harness.errors import FileError, ModelError
 from aft_harness.files import check_regular, read_regular
 from aft_harness.publish.export.target import RECORD
+from aft_harness.text import reason
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HEADER_BYTES = 100_000_000  # what the safetensors library allows
@@ -74,9 +75,9 @@ class Base:
         try:
             folder = snapshot_download(model, allow_patterns=list(_WANTED), ignore_patterns=["*/*", "consolidated*"])
         except Exception as error:
-            reason = " ".join(str(error).split()).split(". ")[0][:300]
+            why = reason(error, sentence=True)
             raise ModelError(
-                f"{model}: no such folder, and it cannot be had from the hub ({type(error).__name__}: {reason})"
+                f"{model}: no such folder, and it cannot be had from the hub ({type(error).__name__}: {why})"
             ) from None
         return cls(Path(folder), model)
 

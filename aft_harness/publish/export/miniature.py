@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from aft_harness.errors import ExportError
+from aft_harness.text import reason
 
 VOCABULARY = 97
 TOKENS = 12
@@ -89,8 +90,8 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel:
                 small, dtype=torch.float64, attn_implementation="eager", trust_remote_code=False
             )
         except FAILURES as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"{config.model_type}: no small model of this kind can be made ({reason})") from None
+            why = reason(error)
+            raise ExportError(f"{config.model_type}: no small model of this kind can be made ({why})") from None
         with torch.no_grad():
             for _, parameter in sorted(model.named_parameters()):
                 noise = torch.randn_like(parameter)

@@ -21,6 +21,7 @@ from aft_harness.engine.decoder import decoder_layers, hidden_size
 from aft_harness.engine.steering import Steering, recorded
 from aft_harness.errors import BoosterError, ExportError, ModelError
 from aft_harness.publish.export.miniature import FAILURES, logits, miniature, with_weights_of
+from aft_harness.text import reason
 
 _CLOSE = 1e-4
 """Largest difference of logits, in units of the booster's effect on them. A miniature runs in float64, but norms and
@@ -72,8 +73,8 @@ def find_site(source: PreTrainedConfig, layers: Sequence[int], target: PreTraine
     except (BoosterError, ModelError) as error:
         raise ExportError(str(error)) from None
     except FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{source.model_type}: a small model of this kind does not run ({reason})") from None
+        why = reason(error)
+        raise ExportError(f"{source.model_type}: a small model of this kind does not run ({why})") from None
     raise ExportError(
         f"in a model of type {source.model_type} no linear layer's bias is added to the decoder layer's output as it "
         "is (what its MLP gives is normalised, weighted or split first)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_harness.errors import ModelError
+from aft_harness.text import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,9 +32,9 @@ def read_config(model: str | Path, label: str = "") -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(model), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:300]
+        why = reason(error, sentence=True)
         raise ModelError(
-            f"{label or model}: has no configuration that can be read ({type(error).__name__}: {reason})"
+            f"{label or model}: has no configuration that can be read ({type(error).__name__}: {why})"
         ) from None
 
 
@@ -50,8 +51,8 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:300]
-        raise ModelError(f"no causal language model of type {config.model_type}: {reason}") from None
+        why = reason(error, sentence=True)
+        raise ModelError(f"no causal language model of type {config.model_type}: {why}") from None
 
 
 def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from aft_harness.boosters.booster import Booster
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import ExportError
+from aft_harness.text import reason
 
 ALLOWED = 1e-4
 """Largest difference of logits in float32, in units of the largest logit: what the order of additions does."""
@@ -60,8 +61,8 @@ def _loaded(folder: Path) -> PreTrainedModel:
         load: Any = AutoModelForCausalLM.from_pretrained  # whose type knows nothing of the report
         model, report = load(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"the model cannot be loaded to verify the export ({reason}); see --no-verify") from None
+        why = reason(error)
+        raise ExportError(f"the model cannot be loaded to verify the export ({why}); see --no-verify") from None
     finally:
         logging.set_verbosity(verbosity)
     if wrong := sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]):
