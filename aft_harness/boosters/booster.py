@@ -78,6 +78,24 @@ class Booster:
 
         return cls({layer: copied(injection) for layer, injection in injections.items()}, Provenance.of(provenance))
 
+    def check_fits(self, hidden_size: int, layers: int, model: str) -> None:
+        """Refuses a model that the booster does not fit.
+
+        Args:
+            hidden_size: Width of the model's residual stream.
+            layers: Number of its decoder layers.
+            model: Its name, for messages.
+
+        Raises:
+            BoosterError: The model has another width, or lacks a layer.
+        """
+        if self.hidden_size != hidden_size:
+            raise BoosterError(f"the booster is for a hidden size of {self.hidden_size}; {model} has {hidden_size}")
+        if self.layers[-1] >= layers:
+            raise BoosterError(
+                f"the booster's layer {self.layers[-1]} is out of range: {model} has layers 0 to {layers - 1}"
+            )
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The changed layers, ascending."""

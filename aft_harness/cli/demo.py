@@ -43,7 +43,8 @@ def demo(output: str) -> None:
 
     The evaluation uses the stock lm_eval; the paired result is printed at the end.
     """
-    with quiet(hub=False):
-        from aft_harness.demo import run
+    from aft_harness.demo import model_folder, run
 
-        run(Path(output))
+    with quiet(hub=False):
+        model_folder()
+    run(Path(output))  # outside of it: its steps are commands of their own, with bars of their own

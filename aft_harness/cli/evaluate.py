@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main, note, resumable
-from aft_harness.cli.options import format_option, model_arguments, model_options, prompt_format, prompt_options
+from aft_harness.cli.options import (
+    check_model,
+    format_option,
+    model_arguments,
+    model_options,
+    prompt_format,
+    prompt_options,
+)
 from aft_harness.cli.terminal import counting_bar, quiet
 from aft_harness.cli.values import BATCH_SIZE, FILE, FOLDER, SLICE, OutputFile, overwrite_option
 from aft_harness.files import make_folder
@@ -71,6 +78,7 @@ def evaluate(
         from aft_harness import api
         from aft_harness.results import table
 
+        check_model(model)
         name, arguments = model_arguments(model, batch_size)
         with counting_bar("evaluating", "request") as update:
             found = api.evaluate(

@@ -9,7 +9,7 @@ import click
 
 from aft_harness.cli.app import CONTEXT, main
 from aft_harness.cli.options import (
-    check_layers,
+    check_model,
     drawing_options,
     model_options,
     opened_model,
@@ -49,7 +49,7 @@ def mean_difference(
         from aft_harness.harness.tasks import Tasks
         from aft_harness.training import extraction
 
-        check_layers(model, layer)
+        check_model(model, layer)
         selected = Tasks(prompting["include_path"]).select(chosen)
         if len(selected) != 1:
             raise TrainingError(f"mean-difference takes one task, not {len(selected)}")
@@ -85,7 +85,7 @@ def function_vector(*, model: dict[str, Any], questions: Path | None, layer: int
     with quiet():
         from aft_harness.training import extraction
 
-        check_layers(model, layer)
+        check_model(model, layer)
         with opened_model(model) as lm:
             booster = extraction.function_vector(lm, asked or extraction.QUESTIONS, layer)
         booster.save(output)

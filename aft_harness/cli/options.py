@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from aft_harness.harness.model import SteeredHFLM
-    from aft_harness.harness.preflight import Shape
 
 _Command = Callable[..., Any]
 
@@ -288,16 +287,7 @@ def selections(
     ]
 
 
-def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tuple[str, dict[str, Any]]:
-    """The model that the values of `model_options` name, and its further arguments.
-
-    Raises:
-        click.BadParameter: `--model-args` cannot be read.
-    """
-    return _checked(values, batch_size)[:2]
-
-
-def check_layers(values: Mapping[str, Any], layers: Layers | str | int | None) -> None:
+def check_model(values: Mapping[str, Any], layers: Layers | str | int | None = None) -> None:
     """Refuses a model that cannot be loaded, and layers that it does not have, before anything costs time.
 
     Args:
@@ -307,13 +297,20 @@ def check_layers(values: Mapping[str, Any], layers: Layers | str | int | None) -
     Raises:
         AftError: One line says what is wrong.
     """
-    _, arguments, shape = _checked(values)
+    from aft_harness.harness import preflight
+
+    name, arguments = model_arguments(values)
+    shape = preflight.check(name, arguments)
     if shape is not None and "layers_path" not in arguments and layers not in (None, "auto"):
         Layers.of(layers).resolve(shape.layers)
 
 
-def _checked(values: Mapping[str, Any], batch_size: int | str = 16) -> tuple[str, dict[str, Any], Shape | None]:
-    from aft_harness.harness import preflight
+def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tuple[str, dict[str, Any]]:
+    """The model that the values of `model_options` name, and its further arguments.
+
+    Raises:
+        click.BadParameter: `--model-args` cannot be read.
+    """
     from aft_harness.harness.loading import parse_arguments
 
     with option("--model-args"):
@@ -327,7 +324,7 @@ def _checked(values: Mapping[str, Any], batch_size: int | str = 16) -> tuple[str
     }
     if values["device"]:
         arguments["device"] = values["device"]
-    return values["model"], arguments, preflight.check(values["model"], arguments)
+    return values["model"], arguments
 
 
 def opened_model(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredHFLM]:

@@ -10,7 +10,7 @@ import click
 from aft_harness.boosters.layers import Layers
 from aft_harness.cli.app import CONTEXT, main, option, resumable
 from aft_harness.cli.options import (
-    check_layers,
+    check_model,
     development_options,
     drawing_options,
     format_option,
@@ -76,7 +76,7 @@ def strengths(
         from aft_harness.harness.score_store import ScoreStore
         from aft_harness.studies import sweep
 
-        check_layers(model, None)
+        check_model(model)
         with option("--strengths"):
             values = sweep.parse_strengths(strengths)
         with option("--vector"):
@@ -124,7 +124,7 @@ def layers(
         from aft_harness.harness.score_store import ScoreStore
         from aft_harness.studies import sweep
 
-        check_layers(model, layers)
+        check_model(model, layers)
         test = _test(drawing, testing, prompting)
         assert test.source is not None
         selected = test.source.select(chosen)

@@ -73,6 +73,7 @@ def quiet(*, hub: bool = True) -> Iterator[None]:
         offline_if_unreachable()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    given = "TQDM_DISABLE" in os.environ
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from datasets.utils import logging as datasets_logging
     from huggingface_hub.utils import logging as hub_logging
@@ -89,7 +90,11 @@ def quiet(*, hub: bool = True) -> Iterator[None]:
         logging.getLogger(name).propagate = False
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}[verbosity()]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
-    yield
+    try:
+        yield
+    finally:
+        if not given:  # programs that are started afterwards have bars of their own
+            os.environ.pop("TQDM_DISABLE", None)
 
 
 def _bar(description: str, unit: str, total: int) -> Any:
@@ -172,13 +177,13 @@ def show_examples(examples: TaskExamples) -> None:
     prompt = first.shown if len(first.shown) <= _SHOWN else f"…{first.shown[-_SHOWN:]}"
     note(f"First training document of {examples.task} (* marks the target):")
     for line in prompt.splitlines():
-        note_indented(line)
+        _note_line(line)
     for index, choice in enumerate(first.choices):
         begun, *rest = choice.strip().splitlines() or [""]
-        note_indented(f"{'*' if index in first.gold else '-'} {begun}{' …' if rest else ''}")
+        _note_line(f"{'*' if index in first.gold else '-'} {begun}{' …' if rest else ''}")
 
 
-def note_indented(text: str) -> None:
+def _note_line(text: str) -> None:
     """A line of somebody's text on stderr."""
     note(f"| {printable(text)}"[:_WIDTH])
 

@@ -9,7 +9,7 @@ import click
 
 from aft_harness.cli.app import CONTEXT, main
 from aft_harness.cli.options import (
-    check_layers,
+    check_model,
     drawing_options,
     model_arguments,
     model_options,
@@ -79,7 +79,7 @@ def train(
     with quiet():
         from aft_harness import api
 
-        check_layers(model, layers)
+        check_model(model, layers)
         name, arguments = model_arguments(model)
         with training_bar() as update:
             result = api.train(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,13 +92,14 @@ def _fingerprint(model: PreTrainedModel) -> str | None:
     return digest.hexdigest()
 
 
-def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor | None]]:
+def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor | None]]:
     """The weights by name, each once, as the model has them when it runs.
 
-    Weights that are offloaded lie elsewhere while it does not run; None stands for one that cannot be found there.
+    Weights that are offloaded lie elsewhere while it does not run: they are read one after the other. None stands for
+    one that cannot be found there.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    found: dict[str, tuple[str, Tensor | None]] = {}
+    found: dict[str, tuple[Module, str, Tensor]] = {}
     seen: set[object] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -105,9 +107,10 @@ def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor | None]]:
             keys = {id(parameter), tied.get(name, name)}
             if seen.isdisjoint(keys):
                 plain = name.replace("_orig_mod.", "")  # torch.compile's wrapper
-                found[plain] = (plain, _at_hand(module, name.rpartition(".")[2], parameter))
+                found[plain] = (module, name.rpartition(".")[2], parameter)
             seen |= keys
-    return [found[name] for name in sorted(found)]
+    for name, place in sorted(found.items(), key=lambda item: item[0]):
+        yield name, _at_hand(*place)
 
 
 def _at_hand(module: Module, name: str, parameter: Tensor) -> Tensor | None:

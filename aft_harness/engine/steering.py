@@ -19,7 +19,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from aft_harness.boosters.booster import PROVIDED, Booster
 from aft_harness.boosters.injections import Injection, StaticInjection
 from aft_harness.engine.decoder import decoder_layers, hidden_size, input_device
-from aft_harness.errors import BoosterError, ModelError
+from aft_harness.errors import ModelError
 
 
 class Steering:
@@ -49,16 +49,7 @@ class Steering:
             ModelError: The model cannot be hooked.
         """
         self._model, self._layers = model, decoder_layers(model, layers_path)
-        if booster.hidden_size != hidden_size(model):
-            raise BoosterError(
-                f"the booster is for a hidden size of {booster.hidden_size}; {type(model).__name__} has "
-                f"{hidden_size(model)}"
-            )
-        if booster.layers[-1] >= len(self._layers):
-            raise BoosterError(
-                f"the booster's layer {booster.layers[-1]} is out of range: {type(model).__name__} has layers 0 to "
-                f"{len(self._layers) - 1}"
-            )
+        booster.check_fits(hidden_size(model), len(self._layers), type(model).__name__)
         effective = booster.scaled(strength)
         self._injections: Mapping[int, Injection] = {} if effective.is_zero else effective.injections
         self._entered = 0

@@ -274,7 +274,7 @@ def _example(
     if task.OUTPUT_TYPE == "loglikelihood" and not target.named:
         continuation = text = str(instances[0].args[1])  # what is evaluated
     else:
-        continuation = target.delimited(doc, task.doc_to_prefix(doc), prompt_format.apply_chat_template)
+        continuation = target.delimited(text, task.doc_to_prefix(doc), prompt_format.apply_chat_template)
     if not text.strip():
         return None
     return Example(*common, (lm.encode(context, continuation),), (0,), (text,), weight, shown=context)

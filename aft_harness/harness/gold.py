@@ -119,15 +119,14 @@ class TargetText:
                 raise self._refused(f"its target is a template that was not filled in ({text[:60]!r})", doc)
         return text
 
-    def delimited(self, doc: Mapping[str, Any], prefix: str | None, chat: bool) -> str:
-        """The text with what stands between it and the prompt, as lm-eval joins a few-shot example.
+    def delimited(self, text: str, prefix: str | None, chat: bool) -> str:
+        """A text with what stands between it and the prompt, as lm-eval joins a few-shot example.
 
         Args:
-            doc: The document.
+            text: From `of`.
             prefix: How the answer begins that the prompt ends with, where the task has such a `gen_prefix`.
             chat: Whether the prompt is chat turns.
         """
-        text = self.of(doc)
         if prefix:
             return maybe_delimit(prefix, text)[len(prefix) :]
         config = self._task.fewshot_cfg if self._fewshot else self._task.config

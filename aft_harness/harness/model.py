@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -92,7 +93,6 @@ class SteeredHFLM(HFLM):
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
         self._other_models, self._prompts = guards.OtherModelGuard(), PromptGuard()
         self._guards = (guards.TrainingDocumentGuard(), self._prompts)
-        self._settings = answer_settings(self)
         self.variant, self._steering = variant, self.steering_for(variant)
 
     def with_variant(self, variant: Variant) -> Self:
@@ -286,6 +286,10 @@ class SteeredHFLM(HFLM):
     def cache_identity(self, variant: Variant) -> str:
         """Everything that an answer under `variant` depends on except the request, as JSON."""
         return cache_identity(self.base_model, str(self.model.dtype), variant, self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, str]:
+        return answer_settings(self)
 
 
 def _switch(name: str, value: bool | str) -> bool:

@@ -17,7 +17,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig
 
-from aft_harness.errors import BoosterError, ModelError, ParseError
+from aft_harness.errors import ModelError, ParseError
 from aft_harness.text import printable
 
 if TYPE_CHECKING:
@@ -47,21 +47,6 @@ class Shape:
     hidden_size: int
     fields: frozenset[str]
 
-    def check(self, booster: Booster) -> None:
-        """Refuses a booster that does not fit.
-
-        Raises:
-            BoosterError: It has another width, or a layer that the model does not have.
-        """
-        if booster.hidden_size != self.hidden_size:
-            raise BoosterError(
-                f"the booster is for a hidden size of {booster.hidden_size}; the model has {self.hidden_size}"
-            )
-        if booster.layers[-1] >= self.layers:
-            raise BoosterError(
-                f"the booster's layer {booster.layers[-1]} is out of range: the model has layers 0 to {self.layers - 1}"
-            )
-
 
 def check(pretrained: str, arguments: Mapping[str, Any], booster: Booster | None = None) -> Shape | None:
     """Refuses what cannot be loaded or steered, as far as that can be known without the weights.
@@ -83,7 +68,7 @@ def check(pretrained: str, arguments: Mapping[str, Any], booster: Booster | None
     shape = shape_of(pretrained, arguments)
     _check_names(arguments, shape)
     if shape and booster:
-        shape.check(booster)
+        booster.check_fits(shape.hidden_size, shape.layers, "the model")
     return shape
 
 

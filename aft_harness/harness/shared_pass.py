@@ -20,6 +20,9 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
 from aft_harness.progress import OnProgress
 
+_KEPT_AT_ONCE = 16
+"""Texts that are generated before they are stored, where the batch size is found automatically."""
+
 
 class SharedPass:
     """Scores each request under all variants when the first of them asks for it."""
@@ -37,7 +40,7 @@ class SharedPass:
         """
         self.models = [lm.with_variant(variant) for variant in variants]
         self._lm, self._variants = lm, variants
-        self._identities = [lm.cache_identity(variant) for variant in variants]
+        self._identities = [lm.cache_identity(variant) for variant in variants] if store else []
         self._store, self._on_progress = store, on_progress
         # Long prompts are compared and hashed once; from then on a request is its place in `_requests`.
         self._places: dict[tuple[str, str], int] = {}
@@ -120,7 +123,7 @@ class SharedPass:
         stored = self._store.get_texts(list(keys.values())) if self._store is not None else {}
         texts = {place: stored[key] for place, key in keys.items() if key in stored}
         done = 0
-        for batch in _batches(requests, lm):
+        for batch in _batches(requests, lm, _KEPT_AT_ONCE if self._store is not None else len(requests)):
             if not texts.keys() >= set(batch):
                 written = lm.generate_until([requests[place] for place in batch], disable_tqdm=True)
                 found = dict(zip(batch, written, strict=True))
@@ -132,10 +135,15 @@ class SharedPass:
         return [texts[place] for place in range(len(requests))]
 
 
-def _batches(requests: Sequence[Instance], lm: SteeredHFLM) -> Iterator[list[int]]:
-    """The places of requests, in the batches and the order in which `hf` generates."""
-    # A batch size that is found automatically is found anew by every call: there is one batch.
-    size = int(lm.batch_size) if lm.batch_size != "auto" else len(requests)
+def _batches(requests: Sequence[Instance], lm: SteeredHFLM, automatic: int) -> Iterator[list[int]]:
+    """The places of requests, in the batches and the order in which `hf` generates.
+
+    Args:
+        requests: What is asked.
+        lm: The model type.
+        automatic: Requests of a call where the batch size is found automatically, which every call does anew.
+    """
+    size = int(lm.batch_size) if lm.batch_size != "auto" else automatic
     ordered = Collator(
         [(place, *request.args) for place, request in enumerate(requests)],
         sort_fn=lambda asked: (-len(lm.tok_encode(asked[1])), asked[1]),

@@ -123,16 +123,16 @@ class ModelFile:
         Raises:
             ExportError: It is not.
         """
-        own_width, own_layers = self.number("embedding_length"), self.layers
-        if own_width is None or own_layers is None:
+        model_width, model_layers = self.number("embedding_length"), self.layers
+        if model_width is None or model_layers is None:
             raise ExportError(
                 f"{self.path}: does not say how wide and deep the model is; is it a language model's file?"
             )
-        if own_width != width:
-            raise ExportError(f"{self.path}: has a hidden size of {own_width}, the booster one of {width}")
-        if layers[-1] >= own_layers or recorded not in (0, own_layers):
+        if model_width != width:
+            raise ExportError(f"{self.path}: has a hidden size of {model_width}, the booster one of {width}")
+        if layers[-1] >= model_layers or recorded not in (0, model_layers):
             asked = f"is for a model of {recorded}" if recorded else f"changes layer {layers[-1]}"
-            raise ExportError(f"{self.path}: has {own_layers} layers; the booster {asked}")
+            raise ExportError(f"{self.path}: has {model_layers} layers; the booster {asked}")
 
 
 def write(order: Order, *, model: str) -> Exported:
@@ -207,8 +207,8 @@ def write_steered(
             _at(target, len(head) + entry.offset, values.tobytes())
         for entry, values in present:
             source.seek(header.data_start + entry.offset)
-            own = np.frombuffer(source.read(values.nbytes), dtype="<f4")
-            _at(target, len(head) + entry.offset, (own + values).astype("<f4").tobytes())
+            bias = np.frombuffer(source.read(values.nbytes), dtype="<f4")
+            _at(target, len(head) + entry.offset, (bias + values).astype("<f4").tobytes())
         target.seek(0, 2)
         target.write(b"\0" * (len(head) + place - target.tell()))
 

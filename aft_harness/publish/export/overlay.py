@@ -85,8 +85,8 @@ def write_folder(
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(other.resolve(), place)
     found = [os.lstat(path) for path in folder.rglob("*")]
-    own = sum(each.st_size for each in found if stat.S_ISREG(each.st_mode) and each.st_nlink == 1)
-    return Written(tuple(sorted(set(ways))), own)
+    added_bytes = sum(each.st_size for each in found if stat.S_ISREG(each.st_mode) and each.st_nlink == 1)
+    return Written(tuple(sorted(set(ways))), added_bytes)
 
 
 def _linked(original: Path, place: Path) -> str:

@@ -20,9 +20,11 @@ from aft_harness.boosters.file_format import SIZE_LIMIT
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.provenance import Provenance
 from aft_harness.boosters.variant import Variant
+from aft_harness.engine.steering import recorded
 from aft_harness.errors import AftError, BoosterError
 from aft_harness.files import exists, read_regular
 from aft_harness.publish.export.origin import MODEL
+from aft_harness.publish.export.site import biased
 from aft_harness.publish.export.target import RECORD
 from aft_harness.publish.imports import control_vector, peft_folder, torch_file
 from aft_harness.publish.imports.foreign import Foreign
@@ -125,28 +127,20 @@ def _check_equal(model: SteeredHFLM, layer: int, module: str, vector: Tensor) ->
     Raises:
         BoosterError: There is no such module, or it does not.
     """
-    decoder = model.engine.layers[layer]
-    try:
-        linear = decoder.get_submodule(module)
-    except AttributeError:
-        raise BoosterError(f"layer {layer} of the model has no {module}") from None
+    layers = model.engine.layers
     tokens = torch.tensor([[1, 2, 3, 4]], device=model.device)
-    outputs: list[Tensor] = []
-
-    def seen(_: object, __: object, output: Any) -> None:
-        outputs.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
-
-    def biased(_: object, __: object, output: Tensor) -> Tensor:
-        return output + vector.to(output)
-
-    with decoder.register_forward_hook(seen):
+    with recorded(layers, layer) as outputs:
         model.model(tokens)
-        with linear.register_forward_hook(biased):
-            model.model(tokens)
-    change = outputs[1] - outputs[0]
+        try:
+            with biased(model.model, module, {layer: vector}):
+                model.model(tokens)
+        except AttributeError:
+            raise BoosterError(f"layer {layer} of the model has no {module}") from None
+    plain, steered = (output.detach().float().cpu() for output in outputs)
+    change = steered - plain
     # What a number of the model's dtype is rounded to, of the largest that is added up.
     eps = torch.finfo(model.model.dtype).eps
-    allowed = 8 * eps * (outputs[0].abs().amax(dim=-1, keepdim=True) + vector.abs().max()).max()
+    allowed = 8 * eps * (plain.abs().amax(dim=-1, keepdim=True) + vector.abs().max()).max()
     if not torch.allclose(change, vector.expand_as(change), rtol=0, atol=float(allowed)):
         raise BoosterError(
             f"a bias of {module} does not change the output of layer {layer} by itself (a norm or a factor follows), "

@@ -88,8 +88,8 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
     def row(
         target: str, weights: str, case: str, against: str, expected: Answers, given: Answers, base: Answers
     ) -> Any:
-        said = {"engine": engine, "target": target, "weights": weights, "booster": case, "against": against}
-        return said | material.compared(expected, given, base)
+        labels = {"engine": engine, "target": target, "weights": weights, "booster": case, "against": against}
+        return labels | material.compared(expected, given, base)
 
     base = reference[""]
 
@@ -103,11 +103,11 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
     yield exact("gguf", "layers 1-29 at 0.5 and layer 12 at 2", "mixed", answers(plain, *both))
     yield exact("gguf-model", "layers 0-29", "all", answers(steered("all", plain)))
     yield exact("gguf-model", "layer 12", "single", answers(steered("single", plain)))
-    own = answers(packed)
+    unsteered = answers(packed)
     by_vector = answers(packed, (vector("upper"), 1.0))
     label = "the unsteered model"
-    yield row("gguf", "Q4_1", "a vector of 1e-6", label, own, answers(packed, (vector("noise"), 1.0)), own)
+    yield row("gguf", "Q4_1", "a vector of 1e-6", label, unsteered, answers(packed, (vector("noise"), 1.0)), unsteered)
     written = answers(steered("upper", packed))
-    yield row("gguf-model", "Q4_1", "layers 1-29", "target gguf", by_vector, written, own)
+    yield row("gguf-model", "Q4_1", "layers 1-29", "target gguf", by_vector, written, unsteered)
     last, written = answers(packed, (vector("last"), 1.0)), answers(steered("last", packed))
-    yield row("gguf-model", "Q4_1", "a random vector at layer 29", "target gguf", last, written, own)
+    yield row("gguf-model", "Q4_1", "a random vector at layer 29", "target gguf", last, written, unsteered)

@@ -33,9 +33,9 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
     common = {"dtype": "float32", "device": "cpu", "batch_size": 8, "softmax_dtype": "float32"}
 
     def row(engine: str, target: str, name: str, lm: Any) -> dict[str, Any]:
-        said = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
-        said["against"] = "steered-hf"
-        return said | material.compared(reference[name], answers(material, lm), reference[""])
+        labels = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
+        labels["against"] = "steered-hf"
+        return labels | material.compared(reference[name], answers(material, lm), reference[""])
 
     yield row(tools["hf"], "none", "", HFLM(base, **common))
     for name, booster in boosters.items():

@@ -36,8 +36,8 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
         asked(python, "vllm_rows.py", {"model": str(model), "rows": material.rows, "output": str(output)})
         with np.load(output) as found:
             given = Answers(found["scores"], None)
-        said = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
-        return {**said, "against": "steered-hf"} | material.compared(reference[name], given, reference[""])
+        labels = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
+        return {**labels, "against": "steered-hf"} | material.compared(reference[name], given, reference[""])
 
     yield row("none", "", base)
     for name, booster in boosters.items():
