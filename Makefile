@@ -28,7 +28,7 @@ check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/mypy
 
 verify-robustness: $(INSTALLED)  ## feed the readers of files and values 100,000 damaged inputs each
-	AFT_FUZZ=100000 $(BIN)/python -m pytest -q tests/test_fuzz.py
+	AFT_FUZZ=100000 $(BIN)/python -m pytest -q tests/test_fuzz.py tests/test_fuzz_exchange.py
 
 verify-exports: $(INSTALLED)  ## run every export in its tool and compare the logits (installs the tools, needs ARC-Easy)
 	$(BIN)/python scripts/studies/verify_exports.py
