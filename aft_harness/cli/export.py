@@ -17,7 +17,7 @@ from aft_harness.text import printable
 
 @main.group("export", cls=Group, context_settings=CONTEXT, short_help="Export a booster to another tool's format.")
 def export() -> None:
-    """Write a booster as another tool reads it: exactly, or refused with the reason."""
+    """Write a booster in the format of another tool: exactly, or refused with the reason."""
 
 
 def _command(target: Target) -> click.Command:

@@ -36,7 +36,9 @@ from aft_harness.progress import ignore
     help="Of sampling; 0 takes the likeliest token.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling, the same for every text.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
+)
 @click.argument("prompt", required=False)
 def generate(
     *,

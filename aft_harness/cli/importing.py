@@ -16,12 +16,12 @@ from aft_harness.text import printable
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="The file to write.")
 @overwrite_option
-@click.option("--model", help="Hub id or folder of the model that it is for, which it is checked to fit.")
+@click.option("--model", help="Hub id or folder of the model that the vectors are for; checks that they fit.")
 def import_(source: Path, output: Path, model: str | None) -> None:
     """Make a booster of another tool's vectors: a llama.cpp or repeng control vector, a PEFT bias adapter, a .pt.
 
     FILE is a GGUF control vector, a .pt of lm-eval's steered model type or of (layers, hidden), or the folder of a PEFT
-    adapter that is nothing but biases. Which it is, is seen from its content.
+    adapter that is nothing but biases. The format is detected from the content.
     """
     from aft_harness.publish.imports.importing import import_booster
 

@@ -25,7 +25,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Biases:
-    """The tensors of a checkpoint that say a booster.
+    """The tensors by which a checkpoint expresses a booster.
 
     Attributes:
         changed: Tensors of the base with new values, by their names in its files.

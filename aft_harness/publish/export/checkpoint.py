@@ -127,8 +127,8 @@ TARGET = Target(
     summary="A Hugging Face folder that transformers, lm_eval and vLLM load without aft_harness.",
     description="The vectors become biases of linear layers, in the dtype of the model's weights. By default "
     "the folder is an overlay: the model's files are linked (copied where that is not possible), and a few megabytes "
-    "are added. Files that hold such biases already, as those of Phi, GPT-2, GPT-NeoX and OPT do, are copied. Kinds of "
-    "models that cannot say it exactly are refused, which is measured on a small random model of the same kind.",
+    "are added. Files that hold such biases already, as those of Phi, GPT-2, GPT-NeoX and OPT do, are copied. Models "
+    "that cannot express the booster exactly are refused; this is measured on a small random model of the same kind.",
     write=write,
     shape="folder",
     options=(

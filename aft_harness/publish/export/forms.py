@@ -25,7 +25,7 @@ NATIVE = "native biases"
 
 @dataclass(frozen=True)
 class Form:
-    """How a checkpoint says the booster.
+    """How a checkpoint expresses the booster.
 
     Attributes:
         name: `native biases`, the setting that gives the model biases, or `as Llama`.

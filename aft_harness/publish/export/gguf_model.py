@@ -282,8 +282,8 @@ TARGET = Target(
     summary="Your GGUF model with the booster in it: for Ollama, LM Studio and llama.cpp.",
     write=write,
     shape="file",
-    description="The model is copied, and the booster added as biases; quantised weights stay as they are, and nothing "
-    "has to be said when it is run. Possible for the architectures that llama.cpp gives such a bias: "
+    description="The model is copied, and the booster added as biases; quantised weights stay as they are, and no "
+    "option is needed to run it. Possible for the architectures that llama.cpp gives such a bias: "
     f"{', '.join(sorted(PLAIN | SCALED))} (llama is also Mistral, SmolLM2 and others of Llama's form).",
     suffix=".gguf",
     options=(Option("model", "The GGUF file that the booster is written into; the file itself stays as it is.", True),),

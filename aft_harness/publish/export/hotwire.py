@@ -16,7 +16,7 @@ from aft_harness.publish.export.origin import text
 from aft_harness.publish.export.target import Exported, Order, Target
 
 SLOTS = 16
-"""How many vectors the plugin holds, unless told otherwise."""
+"""How many vectors the plugin holds by default."""
 
 
 def write(order: Order) -> Exported:
@@ -49,7 +49,7 @@ def _use(order: Order, layers: tuple[int, ...], model: str) -> str:
 
 
 def _python(layers: tuple[int, ...]) -> str:
-    """The layers as Python says them."""
+    """The layers as an expression of Python."""
     if len(layers) > 1 and "," not in ranges(layers):
         return f"range({layers[0]}, {layers[-1] + 1})"
     return str(list(layers))
