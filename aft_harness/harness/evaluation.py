@@ -6,12 +6,13 @@ are. Statistics are the results floor's work.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.shared_pass import SharedPass, VariantLM
+from aft_harness.harness.shared_task import built_once
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, unchanged
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.results.runs import Run
@@ -116,11 +118,13 @@ def evaluate(
     evaluated = []
     with ExitStack() as stack:
         stack.enter_context(compiled_templates())
+        stack.callback(gc.unfreeze)
         for task in loaded["tasks"].values():
             stack.enter_context(unchanged(task))
-            stack.enter_context(_built_once(task))
+            stack.enter_context(built_once(task))
         for index, variant in enumerate(variants):
             start = time.time()
+            gc.freeze()  # what is here stays until the end; looking for garbage in it takes longer than the metrics do
             adapter = VariantLM(shared, index)
             _seed(loaded["tasks"].values(), prompt_format)
             try:
@@ -146,32 +150,6 @@ def _ids(tasks: dict[str, Any], docs: Slice) -> dict[str, list[int]]:
         if not ids:
             raise TaskError(f"documents {docs}: task {name} has no documents in this range")
     return found
-
-
-@contextmanager
-def _built_once(task: Any) -> Iterator[None]:
-    """In this block a task reads its documents once and builds its prompts once, whoever asks how often."""
-    build: Callable[..., None] = task.build_all_requests
-    docs = task.eval_docs
-    built: dict[str, Any] = {}
-
-    def build_once(**options: Any) -> None:
-        if not built:
-            build(**options)
-            built["instances"] = task.instances
-        task._instances = built["instances"]
-        for instance in task.instances:
-            instance.resps, instance.filtered_resps = [], {}  # new ones: the samples of the variant before hold theirs
-
-    replaced: dict[str, Callable[..., Any]] = {"build_all_requests": build_once}
-    replaced["test_docs" if task.has_test_docs() else "validation_docs"] = lambda: docs
-    try:
-        vars(task).update(replaced)
-        yield
-    finally:
-        for name in replaced:
-            vars(task).pop(name, None)
-        task._instances = None
 
 
 def _seed(tasks: Iterable[Any], prompt_format: PromptFormat) -> None:

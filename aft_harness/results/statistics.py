@@ -17,6 +17,9 @@ RESAMPLES = 9999
 _ALPHA = 0.05
 """One minus the coverage of intervals."""
 
+_FEW_VALUES = 16
+"""Up to so many distinct differences, resamples are drawn as counts of values."""
+
 _EXACT_PAIRS = 12
 """So many documents that differ are flipped in every way; more are flipped at random."""
 
@@ -161,8 +164,15 @@ def paired_interval(
             return math.nan, math.nan
         change, others = float(values[0]), 1 - (_ALPHA / 2) ** (1 / len(values))
         return change - others * (1 + change), change + others * (1 - change)
+    rng = np.random.default_rng(seed)
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= _FEW_VALUES:
+        # How often each value is drawn is multinomial: the same distribution as that of drawing documents, far sooner.
+        means = rng.multinomial(len(values), counts / len(values), RESAMPLES) @ distinct / len(values)
+        low, high = np.quantile(means, (_ALPHA / 2, 1 - _ALPHA / 2))
+        return float(low), float(high)
     interval = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed)
+        (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=rng
     ).confidence_interval
     return float(interval.low), float(interval.high)
 

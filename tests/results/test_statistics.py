@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binom, binomtest, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
@@ -48,6 +48,19 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     differences = np.array(after) - np.array(before)
     means = rng.choice(differences, (20000, 200)).mean(axis=1)
     assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
+
+
+def test_the_interval_of_documents_that_were_only_gained_is_that_of_a_binomial() -> None:
+    result = compare([0] * 500, [1] * 90 + [0] * 410)
+    ends = tuple(binom(500, 90 / 500).ppf([0.025, 0.975]) / 500)
+    assert (result.ci_low, result.ci_high) == pytest.approx(ends, abs=0.0021)  # one document
+
+
+def test_the_interval_of_a_measured_quantity_is_that_of_its_mean() -> None:
+    differences = np.random.default_rng(3).normal(0.2, 1.0, 400)
+    mean, spread = differences.mean(), differences.std() / 20
+    low, high = paired_interval(differences)
+    assert (low, high) == pytest.approx((mean - 1.96 * spread, mean + 1.96 * spread), abs=0.01)
 
 
 def clopper_pearson(count: int, n: int) -> tuple[float, float]:
