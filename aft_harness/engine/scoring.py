@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.predictions import Predictions, normalisers
 from aft_harness.engine.probe import Deviation, Probe, revealing
 from aft_harness.engine.rows import Batch, batches
 from aft_harness.engine.steering import Steering
@@ -23,10 +24,6 @@ from aft_harness.engine.trie import Trie
 
 OnScored = Callable[[Sequence[int], list[list[tuple[float, bool]]]], None]
 """Called after each batch with the indices of its requests, and their results by steering."""
-
-# How many logits are raised to float32 at a time: a second copy of all would double the memory, and on a CPU one that
-# does not fit its cache is four times slower.
-_LOGITS_AT_A_TIME = {"cpu": 2**20, "accelerator": 2**25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +221,13 @@ class Engine:
             requests: What was laid out.
             softmax_dtype: Dtype of the softmax and of the sums; None means that of the logits.
         """
-        predicted = _Predictions.of(batch, requests)
-        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
-        keep.view(-1)[predicted.columns] = True
-        slots = (keep.view(-1).cumsum(0) - 1)[predicted.columns]
-        logits = self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits)
+        predicted = Predictions.of(batch, requests)
+        logits, slots = self._logits(batch, predicted)
         device = logits.device
         slots, targets, owners = slots.to(device), predicted.targets.to(device), predicted.owners.to(device)
-        normalisers, tops = _normalisers(logits)
+        normaliser, tops = normalisers(logits)
         chosen = logits[slots, targets]
-        terms = chosen.to(normalisers.dtype) - normalisers[slots]
+        terms = chosen.to(normaliser.dtype) - normaliser[slots]
         # The roundings of lm-eval: each term to the dtype of the softmax, then their sum, which torch forms in float32.
         rounded = softmax_dtype or logits.dtype
         terms = terms.to(rounded).to(terms.dtype)
@@ -245,6 +239,27 @@ class Engine:
         tied = (misses == 0)[owners]
         misses.index_add_(0, owners[tied], (logits[slots[tied]].argmax(dim=-1) != targets[tied]).long())
         return Scores(predicted.members, sums.to(rounded), misses == 0)
+
+    def predictions(self, batch: Batch, requests: Sequence[Request]) -> dict[int, Tensor]:
+        """Logits that predict each continuation's tokens, [tokens, vocabulary], by request; differentiable.
+
+        Args:
+            batch: Rows whose members are indices of `requests`, no two of which share a predicting position.
+            requests: What was laid out.
+        """
+        predicted = Predictions.of(batch, requests)
+        logits, slots = self._logits(batch, predicted)
+        sizes = [len(requests[member].continuation) for member in predicted.members]
+        ordered = bool((slots.diff() == 1).all()) and len(slots) == len(logits)  # else rows are copied
+        logits = logits if ordered else logits.index_select(0, slots.to(logits.device))
+        return dict(zip(predicted.members, logits.split(sizes), strict=True))
+
+    def _logits(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, Tensor]:
+        """Logits at the positions that predict something, [n, vocabulary], and which of them predicts each token."""
+        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        keep.view(-1)[predicted.columns] = True
+        slots = (keep.view(-1).cumsum(0) - 1)[predicted.columns]
+        return self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits), slots
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""
@@ -304,37 +319,6 @@ class Engine:
                 yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
         return self.probe.checked(batch, score, compare)
-
-
-@dataclass(frozen=True, slots=True)
-class _Predictions:
-    """Which columns of a batch, seen as one long row, predict which tokens of which member."""
-
-    members: tuple[int, ...]
-    columns: Tensor
-    targets: Tensor
-    owners: Tensor
-
-    @classmethod
-    def of(cls, batch: Batch, requests: Sequence[Request]) -> _Predictions:
-        width = batch.input_ids.shape[1]
-        members = tuple(member for row in batch.rows for member in row.members)
-        columns = [tail + place * width for place, row in enumerate(batch.rows) for tail in row.tails]
-        targets = [token for member in members for token in requests[member].continuation]
-        lengths = torch.tensor([len(requests[member].continuation) for member in members])
-        owners = torch.repeat_interleave(torch.arange(len(members)), lengths)
-        return cls(members, torch.cat(columns), torch.tensor(targets), owners)
-
-
-def _normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the sum of exponentials at each position, in at least float32, and the largest logit there."""
-    precision = torch.promote_types(logits.dtype, torch.float32)
-    size = _LOGITS_AT_A_TIME["cpu" if logits.device.type == "cpu" else "accelerator"]
-    parts = logits.split(max(1, size // logits.shape[-1]))
-    return (
-        torch.cat([part.to(precision).logsumexp(dim=-1) for part in parts]),
-        torch.cat([part.detach().amax(dim=-1) for part in parts]),
-    )
 
 
 def _length(request: Request) -> int:

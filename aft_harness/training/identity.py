@@ -20,9 +20,13 @@ from aft_harness.training.recipe import Settings, objective_of
 
 
 def training_identity(
-    lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings, start: Booster | None = None
+    lm: SteeredHFLM,
+    tasks: Sequence[TaskExamples],
+    settings: Settings,
+    start: Booster | None = None,
+    keep_texts: Sequence[str] | None = None,
 ) -> str:
-    """SHA-256 of all that a training depends on: model, dtype, settings, start, and the examples' very tokens."""
+    """SHA-256 of all that a training depends on: model, dtype, settings, start, and the very tokens it learns from."""
     digest = hashlib.sha256()
     depends = {
         **asdict(settings),
@@ -33,6 +37,8 @@ def training_identity(
     }
     if start:
         depends["start"] = start.sha256
+    if keep_texts is not None:
+        depends["keep_texts"] = list(keep_texts)
     digest.update(json.dumps(depends, sort_keys=True).encode())
     for task in tasks:
         for example in (*task.development, None, *task.train):

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from aft_harness.errors import TrainingError
 from aft_harness.progress import OnTraining, TrainingProgress
+from aft_harness.training.keeping import Keeping
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 
@@ -25,10 +26,12 @@ class EpochLosses:
     Attributes:
         mean: Weighted mean over the examples.
         steps: Of each optimiser step's batch.
+        divergences: From the unsteered model on the texts of each step, in nats a token; empty if none are kept.
     """
 
     mean: float
     steps: tuple[float, ...]
+    divergences: tuple[float, ...] = ()
 
 
 def run_epoch(
@@ -39,6 +42,7 @@ def run_epoch(
     epoch: int,
     gradients_are_finite: Callable[[], bool],
     on_progress: OnTraining,
+    keeping: Keeping | None = None,
 ) -> EpochLosses:
     """Learns from each example once, in a seeded order.
 
@@ -50,6 +54,7 @@ def run_epoch(
         epoch: Which pass this is, from 1.
         gradients_are_finite: Asked before each step.
         on_progress: Called after each step.
+        keeping: What the model is held to itself on, by the weight in the settings.
 
     Raises:
         TrainingError: The loss or a gradient is not finite.
@@ -57,7 +62,7 @@ def run_epoch(
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
     steps = math.ceil(len(examples) / settings.batch_size)
     total = weight_seen = 0.0
-    step_losses = []
+    step_losses, divergences = [], []
     for step in range(steps):
         places = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
         batch = [examples[place] for place in places]
@@ -70,6 +75,10 @@ def run_epoch(
             loss = (losses * weights).sum() / weight
             loss.backward()
             batch_loss += loss.item()
+        if keeping is not None:
+            divergence = keeping.divergence(keeping.texts_of_step((epoch - 1) * steps + step, settings.seed))
+            (settings.keep * divergence).backward()
+            divergences.append(divergence.item())
         if not math.isfinite(batch_loss) or not gradients_are_finite():
             raise TrainingError(
                 f"the loss became {batch_loss} in epoch {epoch}; lower the learning rate ({settings.lr:g})"
@@ -81,4 +90,4 @@ def run_epoch(
         weight_seen += weight
         done = (epoch - 1) * steps + step + 1
         on_progress(TrainingProgress(done, settings.epochs * steps, epoch, total / weight_seen))
-    return EpochLosses(total / weight_seen, tuple(step_losses))
+    return EpochLosses(total / weight_seen, tuple(step_losses), tuple(divergences))

@@ -105,6 +105,15 @@ class PreparedExamples:
             found.update(zip(scores.members, scores.loglikelihoods.unbind(), strict=True))
         return [torch.stack([found[place] for place in self._places[example]]) for example in examples]
 
+    def predictions(self, examples: Sequence[int]) -> list[Tensor]:
+        """Logits that predict the continuation of each example's only request, [tokens, vocabulary]; differentiable."""
+        rows = [index for example in examples for index in self._rows_of[example]]
+        found: dict[int, Tensor] = {}
+        for batch, parts in self._batches(rows):
+            with self._resumed(batch, parts):
+                found |= self._engine.predictions(batch, self._requests)
+        return [found[place] for example in examples for place in self._places[example]]
+
     def residual(self, layers: Sequence[int], examples: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of some layers on some examples, by layer, [tokens, hidden], under whatever steering is in force.
 

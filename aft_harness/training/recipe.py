@@ -46,6 +46,7 @@ class Settings:
         rate_unit: Unit of the learning rate.
         schedule: Learning-rate schedule.
         batch_size: Examples per optimiser step.
+        keep: Weight of the term that holds the model to itself on plain text: KL(unsteered || steered) in nats a token.
         seed: Seed of the training order.
         split_seed: Seed of the split into training and development documents; for the record only.
     """
@@ -63,6 +64,7 @@ class Settings:
     rate_unit: RateUnit = "residual"
     schedule: Schedule = "linear"
     batch_size: int = 8
+    keep: float = 0.0
     seed: int = 0
     split_seed: int = 0
 
@@ -74,6 +76,8 @@ class Settings:
                 raise TrainingError(f"{name} {getattr(self, name)} must be at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainingError(f"learning rate {self.lr} must be a positive number")
+        if not (math.isfinite(self.keep) and self.keep >= 0):
+            raise TrainingError(f"keep {self.keep} must be zero or a positive number")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
             raise TrainingError(f"temperature {self.temperature} must be a positive number")
         for name, values in _NAMED.items():

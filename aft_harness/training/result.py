@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.provenance import Score
 from aft_harness.files import write_atomically
 from aft_harness.results import plots
+from aft_harness.training.loop import EpochLosses
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class TrainingResult:
     Attributes:
         booster: The booster, with full provenance.
         losses: One row per optimiser step: `step`, `epoch`, `loss` (of the batch) and `development_loss` (after the
-            last step of each epoch, if there are development documents; otherwise missing).
+            last step of each epoch, if there are development documents; otherwise missing) and `divergence` (from the
+            unsteered model on the plain texts of the step, in nats a token; missing if `keep` is 0).
         measured_on: Whether `before` and `after` were measured on `development` or `training` examples.
         before: Score of the unchanged model.
         after: Score of the model with the booster.
@@ -85,11 +88,13 @@ class TrainingResult:
         return table, picture
 
 
-def loss_table(steps: list[tuple[float, ...]], development: list[Score | None]) -> pd.DataFrame:
-    """The `losses` of a result, from each epoch's step losses and its development score."""
-    rows: list[dict[str, float]] = []
-    for epoch, (losses, score) in enumerate(zip(steps, development, strict=True), start=1):
-        for place, loss in enumerate(losses, start=1):
-            last = score.loss if score and place == len(losses) else math.nan
-            rows.append({"step": len(rows) + 1, "epoch": epoch, "loss": loss, "development_loss": last})
-    return pd.DataFrame(rows, columns=["step", "epoch", "loss", "development_loss"])
+def loss_table(epochs: Sequence[EpochLosses], development: Sequence[Score | None]) -> pd.DataFrame:
+    """The `losses` of a result, from each epoch's losses and its development score."""
+    parts = []
+    for number, (epoch, score) in enumerate(zip(epochs, development, strict=True), start=1):
+        part = pd.DataFrame({"epoch": number, "loss": epoch.steps, "divergence": epoch.divergences or math.nan})
+        part["development_loss"] = [math.nan] * (len(part) - 1) + [score.loss if score else math.nan]
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "step", range(1, len(table) + 1))
+    return table[["step", "epoch", "loss", "development_loss", "divergence"]]

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from aft_harness.boosters.injections import ContextualInjection, Injection, Stat
 from aft_harness.boosters.provenance import Documents, Provenance, Score
 from aft_harness.engine.decoder import hidden_size
 from aft_harness.engine.memory import peak_memory
+from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import TaskExamples
@@ -32,6 +33,7 @@ from aft_harness.progress import OnTraining, TrainingProgress, ignore
 from aft_harness.training import optimiser
 from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.identity import objective_names, training_identity
+from aft_harness.training.keeping import Keeping, sampled_texts, texts_of
 from aft_harness.training.loop import EpochLosses, run_epoch
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
@@ -58,6 +60,7 @@ def train(
     licence: str | None = None,
     cache_limit: int = CACHE_LIMIT,
     start: Booster | None = None,
+    keep_texts: Sequence[str] | None = None,
     on_progress: OnTraining = ignore,
 ) -> TrainingResult:
     """Learns a booster for `lm`'s model, which is left as it was.
@@ -69,6 +72,7 @@ def train(
         licence: Licence of the booster; recorded in the provenance.
         cache_limit: Bytes of hidden states kept in memory; what is beyond goes to a temporary file.
         start: Where training starts; None, and layers that it lacks, start from no change.
+        keep_texts: Plain texts on which the model is held to itself; None takes texts that it writes.
         on_progress: Called while hidden states are cached and after each optimiser step.
 
     Raises:
@@ -85,11 +89,18 @@ def train(
     epochs: list[EpochLosses] = []
     scores: list[Score | None] = []
     best: tuple[float, int, Booster] | None = None
-    with HiddenStates(cache_limit) as hidden, _frozen(lm.model), lm.engine.differentiated():
+    with ExitStack() as stack:
+        hidden = stack.enter_context(HiddenStates(cache_limit))
+        stack.enter_context(_frozen(lm.model))
+        texts = _kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
+        stack.enter_context(lm.engine.differentiated())
         with clock("caching"):
             objective = PreparedObjective(lm.engine, tasks, settings)
             steps = settings.epochs * math.ceil(len(objective.train) / settings.batch_size)
             objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
+            keeping = stack.enter_context(Keeping(lm.engine, texts, cache_limit)) if texts else None
+            if keeping is not None:
+                keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
             before = objective.score(watched)
@@ -101,7 +112,9 @@ def train(
         with training_injections(lm.engine.layers, injections):
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
-                    epochs.append(run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress))
+                    epochs.append(
+                        run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress, keeping)
+                    )
                 with clock("scoring"):
                     scores.append(objective.score(objective.development) if objective.development else None)
                 # Without development documents there is nothing to choose by: the last epoch is kept.
@@ -120,14 +133,14 @@ def train(
         "after": after,
     }
     hyperparameters = {**asdict(settings), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch}
-    provenance = _provenance(lm, tasks, settings, start) | {
+    provenance = _provenance(lm, tasks, settings, start, keep_texts) | {
         **measured,
         "hyperparameters": {**hyperparameters, "temperatures": objective.temperatures},
         "licence": licence,
     }
     result = TrainingResult(
         booster=Booster(kept.injections, Provenance.of(provenance)),
-        losses=loss_table([epoch.steps for epoch in epochs], scores),
+        losses=loss_table(epochs, scores),
         **measured,
         kept_epoch=kept_epoch,
         relative_norm=relative,
@@ -140,12 +153,25 @@ def train(
     return result
 
 
+def _kept_texts(lm: SteeredHFLM, settings: Settings, given: Sequence[str] | None) -> list[Request]:
+    """What the model is held to itself on; nothing where that has no weight."""
+    if not settings.keep:
+        if given is not None:
+            raise TrainingError("texts to keep need a weight; set keep")
+        return []
+    return sampled_texts(lm, settings.seed) if given is None else texts_of(lm, given, settings.seed)
+
+
 def _report_caching(on_progress: OnTraining, steps: int, done: int, total: int) -> None:
     on_progress(TrainingProgress(0, steps, 0, math.nan, f"caching {done}/{total}"))
 
 
 def _provenance(
-    lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings, start: Booster | None
+    lm: SteeredHFLM,
+    tasks: Sequence[TaskExamples],
+    settings: Settings,
+    start: Booster | None,
+    keep_texts: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Where the booster of a training comes from, but for what came out."""
     provenance: dict[str, Any] = {
@@ -155,7 +181,7 @@ def _provenance(
         "choice_norm": settings.choice_norm,
         "tasks": tuple(task.record() for task in tasks),
         "prompting": asdict(tasks[0].prompt_format),
-        "training_sha256": training_identity(lm, tasks, settings, start),
+        "training_sha256": training_identity(lm, tasks, settings, start, keep_texts),
         "seed": settings.seed,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "versions": versions(),

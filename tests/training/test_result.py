@@ -12,6 +12,7 @@ import pytest
 from training_cases import examples, make_lm, plain
 
 from aft_harness.boosters.provenance import Score
+from aft_harness.training.loop import EpochLosses
 from aft_harness.training.result import TrainingResult, loss_table
 from aft_harness.training.train import train
 
@@ -25,7 +26,10 @@ def trained() -> TrainingResult:
 
 
 def test_the_table_has_a_row_a_step_and_development_losses_at_the_ends_of_epochs() -> None:
-    table = loss_table([(4.0, 3.0), (2.0, 1.0)], [Score(loss=9.0, n=1), Score(loss=8.0, n=1)])
+    table = loss_table(
+        [EpochLosses(3.5, (4.0, 3.0), (0.2, 0.1)), EpochLosses(1.5, (2.0, 1.0))],
+        [Score(loss=9.0, n=1), Score(loss=8.0, n=1)],
+    )
     nan = math.nan
     expected = pd.DataFrame(
         {
@@ -33,10 +37,11 @@ def test_the_table_has_a_row_a_step_and_development_losses_at_the_ends_of_epochs
             "epoch": [1, 1, 2, 2],
             "loss": [4.0, 3.0, 2.0, 1.0],
             "development_loss": [nan, 9.0, nan, 8.0],
+            "divergence": [0.2, 0.1, nan, nan],
         }
     )
     pd.testing.assert_frame_equal(table, expected)
-    assert loss_table([(4.0, 3.0)], [None])["development_loss"].isna().all()
+    assert loss_table([EpochLosses(3.5, (4.0, 3.0))], [None])["development_loss"].isna().all()
 
 
 def test_a_training_that_went_wrong_says_so(caplog: pytest.LogCaptureFixture) -> None:
