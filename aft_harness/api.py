@@ -92,6 +92,7 @@ def train(
     prompt_format: PromptFormat | None = None,
     include_path: Sequence[str | Path] = (),
     start: Any = None,
+    keep_texts: Sequence[str] | None = None,
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
     model_args: Mapping[str, Any] | None = None,
@@ -112,6 +113,8 @@ def train(
         prompt_format: How prompts are formatted.
         include_path: Folders with additional task YAML files.
         start: Booster to start from, in the syntax of `vector=`.
+        keep_texts: Plain texts on which the model stays close to itself, with the weight `keep`; None takes samples of
+            the unchanged model.
         licence: Licence to record in the booster.
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
         model_args: See `opened`.
@@ -131,6 +134,8 @@ def train(
     how = _settings(recipe, {name: value for name, value in settings.items() if not (automatic and name == "layers")})
     if automatic and start is not None:
         raise TrainingError("layers auto and a booster to start from cannot be used together")
+    if automatic and keep_texts is not None:
+        raise TrainingError("layers auto and texts to keep cannot be used together")
     begun = Booster.load(start) if start is not None else None
     source = Tasks(include_path)
     selected = source.select(_selections(tasks, limit, dev_docs))
@@ -141,7 +146,14 @@ def train(
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
             return training.train(
-                lm, drawn, how, licence=licence, cache_limit=cache_limit, start=begun, on_progress=report
+                lm,
+                drawn,
+                how,
+                licence=licence,
+                cache_limit=cache_limit,
+                start=begun,
+                keep_texts=keep_texts,
+                on_progress=report,
             )
         candidates = sweep.automatic_layers(len(lm.engine.layers))
 

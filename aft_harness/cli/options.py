@@ -205,6 +205,12 @@ training_options = _collected(
         "batch_size": click.option(
             "--batch-size", type=click.IntRange(min=1), help=f"Documents per optimiser step.{_default('batch_size')}"
         ),
+        "keep": click.option(
+            "--keep",
+            type=Number(min=0),
+            metavar="WEIGHT",
+            help="Weight of staying close to the unchanged model on plain text." + _default("keep"),
+        ),
         "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training order."),
     },
 )

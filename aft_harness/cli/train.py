@@ -20,7 +20,7 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.terminal import quiet, show_examples, training_bar, training_summary
-from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, overwrite_option
+from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, PlainTexts, overwrite_option
 
 
 @main.command("train", context_settings=CONTEXT)
@@ -40,6 +40,12 @@ from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputF
     "--start",
     metavar="V.safetensors[:S]",
     help="Booster to start from, in the syntax of vector=.  [default: the unchanged model]",
+)
+@click.option(
+    "--keep-texts",
+    type=PlainTexts(),
+    metavar="FILE",
+    help="Plain text for --keep: paragraphs, or JSON lines with a field text.  [default: samples of the model]",
 )
 @click.option(
     "--cache-limit",
@@ -66,6 +72,7 @@ def train(
     layers: Any,
     hyperparameters: dict[str, Any],
     start: str | None,
+    keep_texts: list[str] | None,
     cache_limit: float,
     licence: str | None,
     curves: Path | None,
@@ -88,6 +95,7 @@ def train(
                 prompt_format=prompt_format(prompting),
                 include_path=prompting["include_path"],
                 start=start,
+                keep_texts=keep_texts,
                 licence=licence,
                 cache_limit=int(cache_limit * 2**30),
                 model_args=arguments,

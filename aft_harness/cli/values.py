@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ from typing import Any
 import click
 
 from aft_harness.boosters.layers import Layers
-from aft_harness.errors import ParseError
+from aft_harness.errors import FileError, ParseError
+from aft_harness.files import read_regular
 from aft_harness.slices import Slice
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+_LARGEST_TEXTS = 2**26
+"""Bytes of a file of plain texts."""
 
 _OVERWRITE = "aft_harness.overwrite"
 
@@ -105,6 +111,48 @@ class OutputFile(click.Path):
             if each.is_file() and not (ctx and ctx.meta.get(_OVERWRITE)):  # a device or a pipe may be written to
                 self.fail(f"{each}: file exists; use --overwrite to replace it", param, ctx)
         return path
+
+
+class PlainTexts(click.Path):
+    """A file of plain texts: one a line in the field `text` of JSON lines, otherwise paragraphs between blank lines."""
+
+    name = "texts"
+
+    def __init__(self) -> None:
+        """A path of a file."""
+        super().__init__(dir_okay=False, exists=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads the texts."""
+        if isinstance(value, list):  # click converts values once more
+            return value
+        path = Path(str(super().convert(value, param, ctx)))
+        try:
+            content = read_regular(path, _LARGEST_TEXTS).decode()
+        except FileError as error:
+            self.fail(str(error), param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{path}: not a UTF-8 text file", param, ctx)
+        if path.suffix != ".jsonl":
+            texts = [text.strip() for text in re.split(r"\n\s*\n", content)]
+        else:
+            texts = [self._text(path, number, line, param, ctx) for number, line in _numbered(content)]
+        if not any(texts):
+            self.fail(f"{path}: no texts", param, ctx)
+        return [text for text in texts if text]
+
+    def _text(self, path: Path, number: int, line: str, *context: Any) -> str:
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            self.fail(f'{path}, line {number}: not a JSON object with a string "text"', *context)
+        return text.strip()
+
+
+def _numbered(content: str) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
 
 
 BOOSTER_FILE = OutputFile(".safetensors")

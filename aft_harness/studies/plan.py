@@ -234,7 +234,7 @@ def _settings(recipe: Any, split_seed: Any) -> Settings:
     for key in ("epochs", "batch_size", "rank"):
         if key in changes and _count(f"recipe: {key}", changes[key]) is None:
             raise TaskError(f"recipe: {key} must be a number")
-    for key in ("lr", "temperature"):
+    for key in ("lr", "temperature", "keep"):
         value = changes.get(key)
         absent = key not in changes or (value is None and key == "temperature")
         if not absent and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -10,7 +10,9 @@ Written: leaderboards/exports/ENGINE.csv, and the table of docs/exports.md, whic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -64,6 +66,7 @@ def write_page() -> None:
     from aft_harness.files import write_atomically
 
     heads = "tool, target, weights, booster, compared with, logits, loglikelihoods, moved by the booster, choices equal"
+    heads += ", gain, p"
     lines = [f"| {heads.replace(', ', ' | ')} |", "|---" * len(heads.split(", ")) + "|"]
     for path in sorted(OUTPUT.glob("*.csv")):
         for row in pd.read_csv(path, keep_default_na=False).to_dict("records"):
@@ -80,12 +83,21 @@ def write_page() -> None:
                 scores,
                 moved,
                 choices,
+                *_gain(row),
             )
             lines.append(f"| {' | '.join(map(str, parts))} |")
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     write_atomically(PAGE, f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}".encode())
+
+
+def _gain(row: Mapping[Any, Any]) -> tuple[str, str]:
+    """The gain of a row with its interval, in points, and its p-value; empty where none was measured."""
+    if row.get("delta", "") == "":
+        return "", ""
+    delta, low, high = (f"{100 * float(row[name]):+.1f}" for name in ("delta", "ci_low", "ci_high"))
+    return f"{delta} [{low}, {high}]", f"{float(row['p_value']):.1g}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from aft_harness.cli.values import (
     LAYERS_OR_AUTO,
     SLICE,
     OutputFile,
+    PlainTexts,
     by_task,
     count,
     in_folder,
@@ -41,6 +42,35 @@ def test_what_the_library_cannot_read_is_a_bad_parameter(kind: Any, text: str) -
     with pytest.raises(click.BadParameter, match=f"'{text}'") as error:
         kind.convert(text, None, None)
     assert error.value.exit_code == 2
+
+
+def test_plain_texts_are_paragraphs_or_json_lines(tmp_path: Path) -> None:
+    paragraphs, lines = tmp_path / "texts.txt", tmp_path / "texts.jsonl"
+    paragraphs.write_text("\nOne text\nof two lines.\n\n \nAnother.\n\n\n")
+    lines.write_text('{"text": "One\\n\\ntext", "id": 3}\n\n{"text": " Another. "}\n{"text": ""}\n')
+    kind = PlainTexts()
+    assert kind.convert(str(paragraphs), None, None) == ["One text\nof two lines.", "Another."]
+    found = kind.convert(str(lines), None, None)
+    assert found == ["One\n\ntext", "Another."] and kind.convert(found, None, None) is found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"texts": "y"}', 'a.jsonl, line 2: not a JSON object with a string "text"'),
+        ("a.jsonl", b"[1]", "a.jsonl, line 1: not a JSON object"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1: not a JSON object"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not a JSON object"),
+        ("a.txt", b"\xff\xfe", "a.txt: not a UTF-8 text file"),
+        ("a.txt", b" \n\n", "a.txt: no texts"),
+        ("missing.txt", None, "does not exist"),
+    ],
+)
+def test_files_without_plain_texts_are_refused(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(click.BadParameter, match=reason):
+        PlainTexts().convert(str(tmp_path / name), None, None)
 
 
 def test_an_output_file_is_checked_before_it_is_written(tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ def test_what_is_kept_moves_less() -> None:
     assert moved[0.0].losses["divergence"].isna().all()
     recorded = moved[1000.0].losses["divergence"]
     assert recorded.iloc[0] == pytest.approx(0.0, abs=1e-5) and (recorded.iloc[1:] > 0).all()
-    assert moved[1000.0].booster.provenance.hyperparameters["keep"] == 1000.0
+    hyperparameters = moved[1000.0].booster.provenance.hyperparameters
+    assert hyperparameters is not None and hyperparameters["keep"] == 1000.0
 
 
 def test_training_is_another_with_another_weight_or_other_texts() -> None:

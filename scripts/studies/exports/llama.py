@@ -1,4 +1,4 @@
-"""The exports to llama.cpp: control vectors and steered models, of float32 and of 4 bits.
+"""The exports to llama.cpp: control vectors and steered models, in float32 and quantised.
 
 Knows llama-cpp-python, through `peers/llama.py`.
 """
@@ -21,6 +21,9 @@ from aft_harness.publish.export.registry import export
 
 REQUIREMENTS = ("llama-cpp-python", "gguf", "numpy")
 LAYERS = 30
+QUANTISED = ("Q8_0", "Q4_K_M")
+"""Types to which llama.cpp quantises the float32 model; the file that the embedded model comes from is Q4_1."""
+
 TINY = 1e-6
 """Of the numbers of a vector that changes nothing but what llama.cpp rounds to 8 bits."""
 
@@ -85,29 +88,40 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
         with np.load(output) as found:
             return Answers(found["scores"], found["logits"])
 
+    unsteered: dict[str, Answers] = {}
+
     def row(
         target: str, weights: str, case: str, against: str, expected: Answers, given: Answers, base: Answers
-    ) -> Any:
+    ) -> dict[str, Any]:
         labels = {"engine": engine, "target": target, "weights": weights, "booster": case, "against": against}
         return labels | material.compared(expected, given, base)
 
-    base = reference[""]
+    def beside_hf(target: str, weights: str, case: str, name: str, given: Answers) -> dict[str, Any]:
+        found = row(target, weights, case, "steered-hf", reference[name], given, reference[""])
+        if not name:
+            unsteered[weights] = given
+            return found
+        return found | material.gain(unsteered[weights], given)
 
-    def exact(target: str, case: str, name: str, given: Answers) -> Any:
-        return row(target, "float32", case, "steered-hf", reference[name], given, base)
-
-    yield exact("none", "none", "", answers(plain))
-    yield exact("gguf", "layers 1-29", "upper", answers(plain, (vector("upper"), 1.0)))
-    yield exact("gguf", "layer 12", "single", answers(plain, (vector("single"), 1.0)))
+    yield beside_hf("none", "float32", "none", "", answers(plain))
+    yield beside_hf("gguf", "float32", "layers 1-29", "upper", answers(plain, (vector("upper"), 1.0)))
+    yield beside_hf("gguf", "float32", "layer 12", "single", answers(plain, (vector("single"), 1.0)))
     both = (vector("upper"), 0.5), (vector("single"), 2.0)
-    yield exact("gguf", "layers 1-29 at 0.5 and layer 12 at 2", "mixed", answers(plain, *both))
-    yield exact("gguf-model", "layers 0-29", "all", answers(steered("all", plain)))
-    yield exact("gguf-model", "layer 12", "single", answers(steered("single", plain)))
-    unsteered = answers(packed)
+    yield beside_hf("gguf", "float32", "layers 1-29 at 0.5 and layer 12 at 2", "mixed", answers(plain, *both))
+    yield beside_hf("gguf-model", "float32", "layers 0-29", "all", answers(steered("all", plain)))
+    yield beside_hf("gguf-model", "float32", "layer 12", "single", answers(steered("single", plain)))
+    for weights in QUANTISED:
+        model = folder / f"{weights}.gguf"
+        if not model.is_file():
+            asked(python, "llama_quantise.py", {"model": str(plain), "type": weights, "output": str(model)})
+        yield beside_hf("none", weights, "none", "", answers(model))
+        yield beside_hf("gguf-model", weights, "layers 1-29", "upper", answers(steered("upper", model)))
+    yield beside_hf("none", "Q4_1", "none", "", answers(packed))
+    base, written = unsteered["Q4_1"], answers(steered("upper", packed))
+    yield beside_hf("gguf-model", "Q4_1", "layers 1-29", "upper", written)
     by_vector = answers(packed, (vector("upper"), 1.0))
-    label = "the unsteered model"
-    yield row("gguf", "Q4_1", "a vector of 1e-6", label, unsteered, answers(packed, (vector("noise"), 1.0)), unsteered)
-    written = answers(steered("upper", packed))
-    yield row("gguf-model", "Q4_1", "layers 1-29", "target gguf", by_vector, written, unsteered)
+    yield row("gguf-model", "Q4_1", "layers 1-29", "target gguf", by_vector, written, base)
+    noise = answers(packed, (vector("noise"), 1.0))
+    yield row("gguf", "Q4_1", "a vector of 1e-6", "the unsteered model", base, noise, base)
     last, written = answers(packed, (vector("last"), 1.0)), answers(steered("last", packed))
-    yield row("gguf-model", "Q4_1", "a random vector at layer 29", "target gguf", last, written, unsteered)
+    yield row("gguf-model", "Q4_1", "a random vector at layer 29", "target gguf", last, written, base)

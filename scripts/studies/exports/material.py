@@ -20,11 +20,13 @@ from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.demo import model_folder
 from aft_harness.engine.scoring import Request
+from aft_harness.harness.gold import gold_choices
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.tasks import Tasks
+from aft_harness.results.statistics import compare
 
 TASK = "arc_easy"
-TRAINING: dict[str, Any] = {"tasks": TASK, "limit": 40, "epochs": 1}
+TRAINING: dict[str, Any] = {"tasks": TASK, "limit": 200, "epochs": 2}
 LAYERS = {"all": "all", "upper": "1-", "single": "12"}
 """Boosters by name: of all layers, of all but the first, which llama.cpp's control vectors cannot say, and of one."""
 
@@ -32,6 +34,7 @@ COMPARED = 24
 """Rows whose logits are compared at every position; of the others, the loglikelihood of the continuation."""
 
 _COLUMNS = ("max_logit_difference", "max_score_difference", "logits_moved", "equal_choices", "n")
+GAIN_COLUMNS = ("baseline", "delta", "ci_low", "ci_high", "gained", "lost", "p_value")
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,15 @@ class Material:
         self.lm = SteeredHFLM(str(model_folder()), dtype="float32", batch_size=8)
 
     @cached_property
-    def _built(self) -> tuple[list[Request], list[int]]:
+    def _built(self) -> tuple[list[Request], list[int], list[tuple[int, ...]]]:
         task = Tasks().leaves([TASK])[TASK]
         task.set_config("num_fewshot", 0)
         task.build_all_requests(limit=self.documents)
         docs = [doc for _, doc in task.doc_iterator(limit=self.documents)]
         requests = [self.lm.encode(*instance.args) for instance in task.instances]
-        return requests, [len(task.doc_to_choice(doc)) for doc in docs]
+        choices = [task.doc_to_choice(doc) for doc in docs]
+        right = [gold_choices(task, doc, each) for doc, each in zip(docs, choices, strict=True)]
+        return requests, [len(each) for each in choices], right
 
     @property
     def rows(self) -> list[tuple[list[int], int]]:
@@ -118,6 +123,15 @@ class Material:
             len(first),
         )
         return dict(zip(_COLUMNS, values, strict=True))
+
+    def gain(self, unsteered: Answers, steered: Answers) -> dict[str, Any]:
+        """What the booster gains in an engine, by `acc`, against the same engine and weights without it."""
+        before, after = (
+            [float(place in right) for place, right in zip(self._choices(answers.scores), self._built[2], strict=True)]
+            for answers in (unsteered, steered)
+        )
+        paired = compare(before, after)
+        return {name: getattr(paired, name) for name in GAIN_COLUMNS}
 
     def _choices(self, scores: Sequence[float] | np.ndarray) -> list[int]:
         """The likeliest choice of each document."""

@@ -32,20 +32,25 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
     tools["peft"] = f"{tools['hf']} with peft {version('peft')}"
     common = {"dtype": "float32", "device": "cpu", "batch_size": 8, "softmax_dtype": "float32"}
 
-    def row(engine: str, target: str, name: str, lm: Any) -> dict[str, Any]:
+    unsteered = answers(material, HFLM(base, **common))
+
+    def row(engine: str, target: str, name: str, given: Answers) -> dict[str, Any]:
         labels = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
         labels["against"] = "steered-hf"
-        return labels | material.compared(reference[name], answers(material, lm), reference[""])
+        found = labels | material.compared(reference[name], given, reference[""])
+        return found | material.gain(unsteered, given) if name else found
 
-    yield row(tools["hf"], "none", "", HFLM(base, **common))
+    yield row(tools["hf"], "none", "", unsteered)
     for name, booster in boosters.items():
         checkpoint = export("checkpoint", booster, folder / f"{name}-checkpoint", model=base, overwrite=True).path
-        yield row(tools["hf"], "checkpoint", name, HFLM(str(checkpoint), **common))
+        yield row(tools["hf"], "checkpoint", name, answers(material, HFLM(str(checkpoint), **common)))
         for form in ("beft", "lora"):
             written = export("peft", booster, folder / f"{name}-{form}", model=base, form=form, overwrite=True)
-            yield row(tools["peft"], f"peft, {form}", name, HFLM(base, peft=str(written.path), **common))
+            yield row(
+                tools["peft"], f"peft, {form}", name, answers(material, HFLM(base, peft=str(written.path), **common))
+            )
         file = export("lm-eval", booster, folder / f"{name}.pt", overwrite=True).path
-        yield row(tools["steered"], "lm-eval", name, SteeredModel(base, str(file), **common))
+        yield row(tools["steered"], "lm-eval", name, answers(material, SteeredModel(base, str(file), **common)))
 
 
 @torch.no_grad()

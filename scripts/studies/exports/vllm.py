@@ -30,6 +30,7 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
     base, folder = model_folder(), material.folder
     boosters = {name: material.booster(name) for name in CASES}
     reference = material.reference(boosters)
+    unsteered: dict[str, Answers] = {}
 
     def row(target: str, name: str, model: Path) -> dict[str, Any]:
         output = folder / "answers.npz"
@@ -37,7 +38,9 @@ def verified(material: Material, environments: Path) -> Iterator[dict[str, Any]]
         with np.load(output) as found:
             given = Answers(found["scores"], None)
         labels = {"engine": engine, "target": target, "weights": "float32", "booster": CASES.get(name, "none")}
-        return {**labels, "against": "steered-hf"} | material.compared(reference[name], given, reference[""])
+        found = {**labels, "against": "steered-hf"} | material.compared(reference[name], given, reference[""])
+        unsteered.setdefault("", given)
+        return found | material.gain(unsteered[""], given) if name else found
 
     yield row("none", "", base)
     for name, booster in boosters.items():

@@ -49,22 +49,34 @@ def steer(model: ctypes.c_void_p, context: ctypes.c_void_p, vectors: list[tuple[
         sys.exit("llama.cpp does not take the control vector")
 
 
-def logits_of(model: ctypes.c_void_p, context: ctypes.c_void_p, tokens: list[int]) -> np.ndarray:
-    """The logits of every position, [tokens, vocabulary]."""
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+def logits_of(
+    model: ctypes.c_void_p, context: ctypes.c_void_p, tokens: list[int], first: int, known: int
+) -> np.ndarray:
+    """The logits of the positions from `first` on, [positions, vocabulary].
+
+    The `known` first tokens are in the context already, from the row before.
+    """
+    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), 0, known, -1)
+    tokens, first = tokens[known:], first - known
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
-            batch.token[place], batch.pos[place] = token, place
-            batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
+            batch.token[place], batch.pos[place] = token, known + place
+            batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, place >= first
         if llama_cpp.llama_decode(context, batch):
             sys.exit("llama.cpp does not decode the row")
     finally:
         llama_cpp.llama_batch_free(batch)
     pointer = llama_cpp.llama_get_logits(context)
-    return np.ctypeslib.as_array(pointer, shape=(len(tokens), vocabulary)).copy()
+    return np.ctypeslib.as_array(pointer, shape=(len(tokens) - first, vocabulary)).copy()
+
+
+def shared(first: list[int], second: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def main() -> None:
@@ -75,11 +87,16 @@ def main() -> None:
     if request["control_vectors"]:
         steer(model, context, request["control_vectors"])
     scores, kept = [], []
+    before: list[int] = []
     for number, (tokens, start) in enumerate(request["rows"]):
-        logits = logits_of(model, context, tokens[:-1])
-        if number < request["logits"]:
+        inputs, whole = tokens[:-1], number < request["logits"]
+        first = 0 if whole else start - 1
+        known = 0 if whole else min(first, shared(before, inputs))
+        logits = logits_of(model, context, inputs, first, known)
+        before = inputs
+        if whole:
             kept.append(logits)
-        rows = logits[start - 1 :].astype(np.float64)
+        rows = logits[start - 1 - first :].astype(np.float64)
         top = rows.max(axis=1, keepdims=True)
         logprobs = rows - top - np.log(np.exp(rows - top).sum(axis=1, keepdims=True))
         scores.append(logprobs[np.arange(len(rows)), tokens[start:]].sum())
