@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,6 +199,9 @@ def training_summary(result: TrainingResult, output: Path) -> str:
         held_out = f", development {development[epoch]:.4f}" if result.measured_on == "development" else ""
         star = "*" if epoch == result.kept_epoch else " "
         found.append((f"epoch {epoch}{star}", f"mean training loss {loss:.4f}{held_out}"))
+    divergence = result.losses.groupby("epoch")["divergence"].mean()[result.kept_epoch]
+    if not math.isnan(divergence):
+        found.append(("plain text", f"divergence {divergence:.4f} nats per token from the unchanged model"))
     for layer, tried in (result.booster.provenance.layer_sweep or {}).items():
         star = "*" if int(layer) in result.booster.layers else " "
         found.append((f"layer {layer}{star}", f"{score(tried)} on {tried.n} development documents"))
