@@ -1,8 +1,8 @@
 """The documents of the question forms: a question, its options, a letter for each, and which option is right.
 
 Every form of a data set asks the same documents, in the splits that the stock task uses. The published test split of
-CommonsenseQA has no answers, so it is evaluated on the validation split, as the stock task is; test rows that do have an
-answer are added to it.
+CommonsenseQA has no answers, so it is evaluated on the validation split, as the stock task is; test rows that do have
+an answer are added to it.
 """
 
 from __future__ import annotations
