@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aft_harness.cli.app import CONTEXT, main, option
-from aft_harness.cli.terminal import layer_lines, lines, score
+from aft_harness.cli.options import (
+    check_model,
+    fitting_model_options,
+    opened_model,
+    prompt_format,
+    prompt_options,
+    selections,
+)
+from aft_harness.cli.terminal import counting_bar, layer_lines, lines, note_examples, quiet, score
 from aft_harness.cli.values import BOOSTER_FILE, overwrite_option
 from aft_harness.text import printable
 
 if TYPE_CHECKING:
+    from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.variant import Variant
 
 
@@ -87,18 +96,78 @@ def _described(variant: Variant) -> list[tuple[str, str]]:
 @click.argument("vectors", nargs=-1, required=True, metavar="V[:STRENGTH]...")
 @click.option("-o", "--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
-def mix(vectors: tuple[str, ...], output: Path) -> None:
+@click.option(
+    "--fit",
+    metavar="T,...",
+    help="Choose the strengths on development documents of these lm-eval tasks; given ones are multiplied.",
+)
+@click.option(
+    "--fit-docs", type=click.IntRange(min=1), default=32, show_default=True, help="Development documents per task."
+)
+@fitting_model_options
+@prompt_options
+def mix(
+    vectors: tuple[str, ...],
+    output: Path,
+    fit: str | None,
+    fit_docs: int,
+    model: dict[str, Any],
+    prompting: dict[str, Any],
+) -> None:
     """Mix boosters for the same model into one file.
 
-    The mixture has the combined effect of its parts.
+    The mixture has the combined effect of its parts, each at its strength. With --fit and --model the strengths are
+    those with the lowest ranking loss on development documents, which are drawn from the tasks' training split.
     """
     from aft_harness.boosters import references
+    from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.layers import ranges
     from aft_harness.boosters.mixing import mix as mixed
 
+    if (fit is None) != (model["model"] is None):
+        raise click.UsageError("--fit and --model belong together: the strengths are fitted with the model")
     with option("V"):
         parts = [(reference.load(), reference.strength) for vector in vectors for reference in references.parse(vector)]
+    measured: dict[str, Any] = {}
+    if fit is not None:
+        parts, measured = _fitted(parts, list(vectors), fit, fit_docs, model, prompting)
     booster = mixed(parts)
-    booster.save(output)
+    Booster(booster.injections, booster.provenance.model_copy(update=measured)).save(output)
     made = f"{len(parts)} boosters, layers {ranges(booster.layers)}, {booster.parameters:,} parameters"
     click.echo(f"{printable(output)}: {made}")
+
+
+def _fitted(
+    parts: list[tuple[Booster, float]],
+    names: list[str],
+    tasks: str,
+    docs: int,
+    model: dict[str, Any],
+    prompting: dict[str, Any],
+) -> tuple[list[tuple[Booster, float]], dict[str, Any]]:
+    """The parts at strengths that development documents chose, and their scores there, which are shown."""
+    with option("--fit"):
+        chosen = selections(tasks=tasks, dev_docs=[str(docs)], development_only=True)
+    with quiet():
+        from aft_harness.harness.examples import examples_of
+        from aft_harness.harness.tasks import Tasks
+        from aft_harness.training.fitting import fit_strengths
+
+        check_model(model)
+        source = Tasks(prompting["include_path"])
+        selected = source.select(chosen)
+        with opened_model(model) as lm:
+            drawn = [examples_of(*each, lm, prompt_format(prompting)) for each in selected]
+            for examples in drawn:
+                note_examples(examples)
+            boosters = [booster.scaled(strength) for booster, strength in parts]
+            with counting_bar("fitting", "pass") as update:
+                found = fit_strengths(lm, boosters, drawn, update)
+    shown = [("unchanged model", score(found.unchanged))]
+    shown += [(name, score(alone)) for name, alone in zip(names, found.alone, strict=True)]
+    shown.append(("mixture", score(found.mixed)))
+    click.echo(f"On {found.mixed.n} development documents:")
+    click.echo("\n".join(lines(shown)))
+    fitted = [(booster, strength * factor) for (booster, strength), factor in zip(parts, found.strengths, strict=True)]
+    click.echo("strengths " + ", ".join(f"{strength:g}" for _, strength in fitted))
+    return fitted, {"measured_on": "development", "before": found.unchanged, "after": found.mixed}

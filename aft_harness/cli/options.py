@@ -43,29 +43,30 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
     return decorate
 
 
-model_options = _collected(
-    "model",
-    {
-        "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
-        "model_args": click.option(
-            "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
-        ),
-        "trust_remote_code": click.option(
-            "--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."
-        ),
-        "revision": click.option(
-            "--revision", default="main", show_default=True, help="Branch, tag or commit on the hub."
-        ),
-        "dtype": click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            help="float32, bfloat16, float16; auto = as in the checkpoint.",
-        ),
-        "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
-    },
-)
+_MODEL = click.option("--model", required=True, help="Hub id or folder of a causal language model.")
+_LOADING: dict[str, Callable[[_Command], _Command]] = {
+    "model_args": click.option(
+        "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
+    ),
+    "trust_remote_code": click.option(
+        "--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."
+    ),
+    "revision": click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub."),
+    "dtype": click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        help="float32, bfloat16, float16; auto = as in the checkpoint.",
+    ),
+    "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+}
+model_options = _collected("model", {"model": _MODEL, **_LOADING})
 """Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
+
+fitting_model_options = _collected(
+    "model", {"model": click.option("--model", help="Hub id or folder of the model, for --fit."), **_LOADING}
+)
+"""Which model, where one is needed for `--fit` only."""
 
 prompt_options = _collected(
     "prompting",

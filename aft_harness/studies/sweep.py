@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from aft_harness.boosters.documents import possible_hashes
 from aft_harness.boosters.provenance import Score
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
 from aft_harness.errors import ParseError, TaskError, TrainingError
@@ -29,7 +28,7 @@ from aft_harness.results import leaderboard, plots, table
 from aft_harness.results.runs import rows
 from aft_harness.slices import ALL, Slice
 from aft_harness.training import train as training
-from aft_harness.training.development import ranking_scores
+from aft_harness.training.development import ranking_scores, unseen_examples
 from aft_harness.training.identity import trained_before, training_identity
 from aft_harness.training.recipe import ChoiceNorm, Settings
 from aft_harness.training.result import TrainingResult
@@ -135,18 +134,7 @@ def strengths(
     booster = variant.booster
     if booster is None:
         raise TrainingError("there is no booster to sweep")
-    if missing := booster.provenance.unlisted:
-        raise TrainingError(
-            f"the list of the booster's {missing} training documents is missing (NAME.safetensors.documents.txt), so "
-            "development documents cannot be told apart from them"
-        )
-    trained = booster.provenance.hashes
-    examples = [
-        example
-        for task in development
-        for example in task.development
-        if trained.isdisjoint(possible_hashes({}, example.question))
-    ]
+    examples = unseen_examples([booster], development)
     refuse_overlap(test, examples)
     stem = variant.name.removesuffix(f":{variant.strength:g}").replace(".safetensors", "")
     names = {value: f"{stem} at {variant.strength * value:g}" for value in values}

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.documents import possible_hashes
 from aft_harness.boosters.provenance import Score
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import TrainingError
@@ -60,6 +62,27 @@ def outcomes(
         pairs = zip(examples, parts, strict=True)
         found.append([objectives[example.task].outcome(example, part) for example, part in pairs])
     return found
+
+
+def unseen_examples(boosters: Sequence[Booster], tasks: Sequence[TaskExamples]) -> list[Example]:
+    """The development examples that none of some boosters was trained on.
+
+    Raises:
+        TrainingError: The training documents of one are not known.
+    """
+    for booster in boosters:
+        if missing := booster.provenance.unlisted:
+            raise TrainingError(
+                f"the list of the booster's {missing} training documents is missing "
+                "(NAME.safetensors.documents.txt), so development documents cannot be told apart from them"
+            )
+    trained = {digest for booster in boosters for digest in booster.provenance.hashes}
+    return [
+        example
+        for task in tasks
+        for example in task.development
+        if trained.isdisjoint(possible_hashes({}, example.question))
+    ]
 
 
 def ranking_scores(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cli_cases import aft, assert_refused, bad_boosters
+from cli_cases import TOYS, aft, assert_refused, bad_boosters
 
 from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
@@ -115,3 +116,32 @@ def test_mixing_makes_a_file_that_does_what_the_plus_grammar_does(in_tmp: Path) 
         assert_refused(aft("mix", *vectors, "-o", "d.safetensors"), exit_code, reason)
     assert_refused(aft("mix", "a.safetensors", "-o", "d.pt"), 2, "the file name must end in .safetensors")
     assert not Path("d.safetensors").exists()
+
+
+def test_strengths_of_a_mixture_are_fitted_and_recorded(tiny_checkpoint: Any, in_tmp: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        vector = 0.3 * torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        Booster.static({1: vector}).save(f"{name}.safetensors")
+    model = ["--model", str(tiny_checkpoint("llama")), "--include-path", TOYS]
+    fit = ["--fit", "toy_choice", "--fit-docs", "6"]
+    result = aft("mix", "a.safetensors", "b.safetensors:2", *fit, *model, "-o", "c.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "On 6 development documents:" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("strengths ")]
+    strengths = [float(value) for value in line.removeprefix("strengths ").split(", ")]
+    mixed = Booster.load("c.safetensors")
+    parts = [Booster.load(f"{name}.safetensors").injections[1].tensors["vector"] for name in "ab"]
+    expected = sum(strength * part for strength, part in zip(strengths, parts, strict=True))
+    torch.testing.assert_close(mixed.injections[1].tensors["vector"], expected)
+    record = mixed.provenance
+    assert [part.strength for part in record.parts or ()] == pytest.approx(strengths)
+    assert record.measured_on == "development" and record.after and record.before
+    assert record.after.n == 6 and record.after.loss <= record.before.loss
+
+
+def test_a_fit_needs_a_model_and_a_model_a_fit(in_tmp: Path) -> None:
+    Booster.static({1: torch.ones(4)}).save("a.safetensors")
+    for options in (["--fit", "toy_choice"], ["--model", "somewhere"]):
+        result = aft("mix", "a.safetensors", *options, "-o", "b.safetensors")
+        assert_refused(result, 2, "--fit and --model belong together")
+        assert not Path("b.safetensors").exists()
