@@ -21,6 +21,7 @@ from aft_harness.cli.options import (
 )
 from aft_harness.cli.terminal import quiet, show_examples, training_bar, training_summary
 from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, PlainTexts, overwrite_option
+from aft_harness.training.recipe import Settings
 
 
 @main.command("train", context_settings=CONTEXT)
@@ -33,7 +34,7 @@ from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputF
     "layers",
     type=LAYERS_OR_AUTO,
     metavar="L,A-B,A-,...",
-    help="Decoder layers, from 0; all; auto = choose one on development documents.  [default: all]",
+    help=f"Decoder layers, from 0; all; auto = choose one on development documents.  [default: {Settings().layers}]",
 )
 @training_options
 @click.option(

@@ -51,7 +51,7 @@ class Settings:
         split_seed: Seed of the split into training and development documents; for the record only.
     """
 
-    layers: Layers | str | int | Sequence[int] = "all"
+    layers: Layers | str | int | Sequence[int] = "1-"
     kind: Kind = "static"
     rank: int = 8
     activation: Activation = "gelu"
@@ -64,7 +64,7 @@ class Settings:
     rate_unit: RateUnit = "residual"
     schedule: Schedule = "linear"
     batch_size: int = 8
-    keep: float = 0.0
+    keep: float = 3.0
     seed: int = 0
     split_seed: int = 0
 
@@ -116,6 +116,7 @@ RECIPES = {
     "default": Settings(),
     "original": Settings(
         layers="middle",
+        keep=0.0,
         objective="answer",
         temperature=1.0,
         epochs=5,

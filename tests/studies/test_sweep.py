@@ -34,7 +34,7 @@ TEST = sweep.Test(["toy_choice"], source=TASKS)
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**{"epochs": 2, "lr": 0.1, "rate_unit": "absolute", "schedule": "constant", **changes})
+    return Settings(**{"epochs": 2, "lr": 0.1, "rate_unit": "absolute", "schedule": "constant", "keep": 0.0, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from aft_harness.engine.steering import Steering
 from aft_harness.errors import TrainingError
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training.identity import training_identity
-from aft_harness.training.keeping import Keeping, cross_entropy, sampled_texts, texts_of
+from aft_harness.training.keeping import TEXTS_A_STEP, Keeping, cross_entropy, sampled_texts, texts_of
 from aft_harness.training.train import train
 
 LIMIT = 10**9
@@ -129,8 +129,10 @@ def test_texts_take_turns() -> None:
     with Keeping(lm.engine, texts_of(lm, TEXTS, seed=0, tokens=10), LIMIT) as keeping:
         count = len(keeping)
         seen = Counter(text for step in range(count) for text in keeping.texts_of_step(step, 5))
-        assert set(seen.values()) == {2} and len(seen) == count
+        assert set(seen.values()) == {TEXTS_A_STEP} and len(seen) == count
         assert keeping.texts_of_step(0, 5) != keeping.texts_of_step(1, 5)
+        orders = [[keeping.texts_of_step(step, seed) for step in range(count)] for seed in (5, 6, 5)]
+        assert orders[0] == orders[2] != orders[1]
 
 
 def test_what_is_kept_moves_less() -> None:

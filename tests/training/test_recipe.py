@@ -15,7 +15,8 @@ from aft_harness.training.recipe import RECIPES, Settings, objective_of
 def test_settings_without_arguments_are_the_default_recipe() -> None:
     default = Settings()
     assert default == RECIPES["default"]
-    assert default.layers == Layers("all") and default.temperature is None and default.objective is None
+    assert default.layers == Layers("1-") and default.temperature is None and default.objective is None
+    assert default.keep == 3.0
     assert (default.lr, default.rate_unit, default.schedule) == (0.05, "residual", "linear")
     assert (default.epochs, default.batch_size, default.kind) == (3, 8, "static")
 
@@ -24,7 +25,7 @@ def test_the_original_recipe_is_as_first_published() -> None:
     original = RECIPES["original"]
     assert original.layer_indices(32) == (16,)
     assert (original.objective, original.temperature, original.epochs, original.batch_size) == ("answer", 1.0, 5, 4)
-    assert (original.lr, original.rate_unit, original.schedule) == (1e-2, "absolute", "constant")
+    assert (original.lr, original.rate_unit, original.schedule, original.keep) == (1e-2, "absolute", "constant", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from aft_harness.training.result import TrainingResult
 TOYS = str(Path(__file__).parents[1] / "toy_tasks")
 
 PLAIN = Settings(
-    layers="middle", temperature=1.0, epochs=5, lr=1e-2, rate_unit="absolute", schedule="constant", batch_size=8
+    layers="middle", temperature=1.0, epochs=5, lr=1e-2, rate_unit="absolute", schedule="constant", keep=0.0
 )
 """Nothing is measured on the model, so that what comes out can be computed by hand."""
 
