@@ -43,29 +43,37 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
     return decorate
 
 
-model_options = _collected(
+_MODEL = {
+    "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
+    "model_args": click.option(
+        "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
+    ),
+    "trust_remote_code": click.option(
+        "--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."
+    ),
+    "revision": click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub."),
+    "dtype": click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        help="float32, bfloat16, float16; auto = as in the checkpoint.",
+    ),
+    "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+}
+
+model_options = _collected("model", _MODEL)
+"""Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
+
+recorded_model_options = _collected(
     "model",
     {
-        "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
-        "model_args": click.option(
-            "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
-        ),
-        "trust_remote_code": click.option(
-            "--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."
-        ),
-        "revision": click.option(
-            "--revision", default="main", show_default=True, help="Branch, tag or commit on the hub."
-        ),
-        "dtype": click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            help="float32, bfloat16, float16; auto = as in the checkpoint.",
-        ),
-        "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+        **_MODEL,
+        "model": click.option("--model", help="Hub id or folder of the model.  [default: the one that is recorded]"),
+        "revision": click.option("--revision", help="Branch, tag or commit on the hub.  [default: as recorded]"),
+        "dtype": click.option("--dtype", help="float32, bfloat16, float16, auto.  [default: as recorded]"),
     },
 )
-"""Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
+"""The same where a file records the model; values that are not given are None."""
 
 prompt_options = _collected(
     "prompting",
@@ -334,8 +342,8 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
 
 
 def opened_model(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredHFLM]:
-    """Loads the model, see `api.opened`."""
-    from aft_harness.api import opened
+    """Loads the model, see `opening.opened`."""
+    from aft_harness.harness.opening import opened
 
     model, arguments = model_arguments(values, batch_size)
     return opened(model, **arguments)
