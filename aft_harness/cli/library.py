@@ -28,7 +28,7 @@ def _quiet_hub() -> None:
     logging.set_verbosity_error()
 
 
-@main.command("list", context_settings=CONTEXT)
+@main.command("list", context_settings=CONTEXT, short_help="List the boosters that have a name.")
 @click.option("--hub", is_flag=True, help="List boosters on the Hugging Face Hub instead.")
 @click.option("--search", metavar="TEXT", help="Only names that contain this text.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Boosters of the hub at most.")
@@ -53,7 +53,7 @@ def list_(hub: bool, search: str | None, limit: int, as_json: bool) -> None:
         note("no boosters found" if search or hub else "no boosters yet; `aft pull hf://owner/repo` fetches one")
 
 
-@main.command("pull", context_settings=CONTEXT)
+@main.command("pull", context_settings=CONTEXT, short_help="Fetch a booster from the Hugging Face Hub.")
 @click.argument("source", metavar="SOURCE")
 @click.option("--name", help="Name in the library.  [default: owner/repo]")
 @click.option("--overwrite", is_flag=True, help="Replace another booster of this name.")
@@ -84,7 +84,7 @@ def pull(source: str, name: str | None, overwrite: bool) -> None:
     click.echo("\n".join(lines([(key, printable(value)) for key, value in found])))
 
 
-@main.command("push", context_settings=CONTEXT)
+@main.command("push", context_settings=CONTEXT, short_help="Publish a booster on the Hugging Face Hub, with a card.")
 @click.argument("vector")
 @click.option("--to", "repo", required=True, metavar="OWNER/REPO", help="Repository; created if it does not exist.")
 @click.option(
@@ -155,7 +155,7 @@ def push(
     click.echo("\n".join(lines([(key, printable(value)) for key, value in found])))
 
 
-@main.command("verify", context_settings=CONTEXT)
+@main.command("verify", context_settings=CONTEXT, short_help="Check the claims of a published booster.")
 @click.argument("source", metavar="SOURCE")
 @recorded_model_options
 @click.option("--tasks", metavar="T,...", help="Tasks whose claims are checked.  [default: all]")

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from library_cases import booster, row, written
 
+from aft_harness.boosters import catalogue
+from aft_harness.boosters.card_header import card_data
+from aft_harness.demo import MODEL_NAME
 from aft_harness.errors import AftError, BoosterError
-from aft_harness.publish.library.publication import Publication, file_name
+from aft_harness.publish.library.publication import Publication, claimed, file_name
 from aft_harness.publish.library.push import repository
 
 BOOSTER = booster()
@@ -91,3 +94,20 @@ def test_names_that_are_unknown_are_refused(tmp_path: Path, monkeypatch: pytest.
 )
 def test_names_of_files(text: str, expected: str) -> None:
     assert file_name(text) == expected
+
+
+def test_what_comes_with_the_package_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFT_HOME", str(tmp_path))
+    bundled = [entry for entry in catalogue.entries() if entry.bundled]
+    assert {"smollm2-135m-arc-easy", "smollm2-135m-gsm8k-easy"} <= {entry.name for entry in bundled}
+    for entry in bundled:
+        published = Publication.open(entry.name)
+        assert sorted(path.name for path in entry.folder.iterdir()) == sorted(
+            ["README.md", "results.csv", f"{entry.name}.safetensors"]
+        )
+        assert entry.file.stat().st_size < 100_000 and len(published.claims) == len(claimed(card_data(published.card)))
+        provenance = published.booster.provenance
+        assert provenance.base_model is not None and provenance.base_model.name == MODEL_NAME
+        assert provenance.trained_on[0] in {claim["task"] for claim in published.claims}
+        assert any(claim["transfer"] for claim in published.claims) and "bits_per_byte" in published.card
+        assert str(Path.cwd()) not in published.card and str(Path.home()) not in published.card
