@@ -16,37 +16,45 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # what type checkers take for true; typing itself takes longer to import than all of this
 if TYPE_CHECKING:
-    from aft_harness.api import EvaluationResult, evaluate, opened, train, transfer
+    from aft_harness.api import EvaluationResult, evaluate, train, transfer
     from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.mixing import mix
     from aft_harness.boosters.variant import Variant
     from aft_harness.engine.steering import Steering
     from aft_harness.errors import AftError
     from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.harness.opening import opened
     from aft_harness.harness.selection import PromptFormat, TaskSelection
     from aft_harness.publish.export.registry import export
     from aft_harness.publish.export.target import Exported
+    from aft_harness.publish.library.pull import Pulled, pull
+    from aft_harness.publish.library.verdicts import Verdict
+    from aft_harness.publish.library.verification import verify
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
 _HOME = {
     "AftError": "errors",
-    "Booster": "engine.steering",  # which gives boosters their `applied_to`
+    "Booster": "publish.library.push",  # which gives boosters their `applied_to` and `push_to_hub`
     "EvaluationResult": "api",
     "Exported": "publish.export.target",
     "PromptFormat": "harness.selection",
+    "Pulled": "publish.library.pull",
     "Settings": "training.recipe",
     "SteeredHFLM": "harness.model",
     "Steering": "engine.steering",
     "TaskSelection": "harness.selection",
     "TrainingResult": "training.result",
     "Variant": "boosters.variant",
+    "Verdict": "publish.library.verdicts",
     "evaluate": "api",
     "export": "publish.export.registry",
     "mix": "boosters.mixing",
-    "opened": "api",
+    "opened": "harness.opening",
+    "pull": "publish.library.pull",
     "train": "api",
     "transfer": "api",
+    "verify": "publish.library.verification",
 }
 
 __all__ = [
@@ -55,19 +63,23 @@ __all__ = [
     "EvaluationResult",
     "Exported",
     "PromptFormat",
+    "Pulled",
     "Settings",
     "SteeredHFLM",
     "Steering",
     "TaskSelection",
     "TrainingResult",
     "Variant",
+    "Verdict",
     "__version__",
     "evaluate",
     "export",
     "mix",
     "opened",
+    "pull",
     "train",
     "transfer",
+    "verify",
 ]
 
 

@@ -6,7 +6,6 @@ The commands are thin over these functions. `import aft_harness` offers all of t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
-from aft_harness.engine.decoder import input_device
-from aft_harness.errors import ModelError, ParseError, TaskError, TrainingError
+from aft_harness.errors import ParseError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
 from aft_harness.harness.examples import TaskExamples, examples_of
-from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.opening import Model, opened
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
 from aft_harness.harness.tasks import Tasks
@@ -40,45 +37,11 @@ from aft_harness.training import train as training
 from aft_harness.training.recipe import RECIPES, Settings
 from aft_harness.training.result import TrainingResult
 
-Model = str | Path | nn.Module
-"""A hub id, a folder, or a loaded transformers model."""
-
 TasksLike = str | Sequence[str | TaskSelection]
 """Tasks to train on: one name, several names separated by commas, or a list of names and selections."""
 
 Boosters = references.VectorSpec | Mapping[str, Any] | Sequence[Any]
 """Boosters to evaluate: anything that `vector=` accepts, a list of these, or a mapping from names to these."""
-
-
-@contextmanager
-def opened(
-    model: Model, tokenizer: Any = None, *, dtype: str = "auto", batch_size: int | str = 16, **model_args: Any
-) -> Iterator[SteeredHFLM]:
-    """Opens a model as the lm-eval model type that every function here uses; leaves an already loaded model unchanged.
-
-    Args:
-        model: A hub id, a folder, or a loaded model.
-        tokenizer: Tokenizer of a loaded model.
-        dtype: Data type of the weights if the model is loaded here; `auto` means as in the checkpoint.
-        batch_size: Rows per forward pass, or `auto`.
-        **model_args: Additional arguments of `--model steered-hf`, such as `device`, `revision`, `trust_remote_code`.
-
-    Raises:
-        ModelError: The model cannot be loaded or steered.
-    """
-    if not isinstance(model, nn.Module):
-        yield SteeredHFLM(str(model), dtype=dtype, batch_size=batch_size, tokenizer=tokenizer, **model_args)
-        return
-    if tokenizer is None:
-        raise ModelError(f"a loaded {type(model).__name__} also needs its tokenizer; pass tokenizer=")
-    modes = [(module, module.training) for module in model.modules()]
-    model_args.setdefault("device", str(input_device(model)))
-    try:
-        # The tokenizer's padding is changed for scoring: that of a copy.
-        yield SteeredHFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, **model_args)  # type: ignore[arg-type]
-    finally:
-        for module, training_mode in modes:
-            module.training = training_mode
 
 
 def train(

@@ -43,6 +43,10 @@ class BoosterError(AftError, ValueError):
     """A booster file or booster that cannot be used: malformed, of the wrong shape, for another model."""
 
 
+class HubError(BoosterError):
+    """A booster that cannot be fetched from the hub or pushed to it."""
+
+
 class ModelError(AftError, ValueError):
     """A model that cannot be loaded or steered."""
 

@@ -173,6 +173,13 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def home() -> Path:
+    """The folder in which things are kept between runs: `$AFT_HOME`, else `aft_harness` in the user's cache folder."""
+    if place := os.environ.get("AFT_HOME"):
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aft_harness"
+
+
 def make_folder(path: Path) -> Path:
     """Makes a folder that results go to, with its parents, and checks that files can be written there.
 

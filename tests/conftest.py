@@ -17,6 +17,7 @@ if os.environ.get("AFT_REAL_DATA"):
 
 import pytest
 import torch
+from hub_cases import Hub, running, use
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -139,6 +140,14 @@ def quick_lm_eval() -> Iterator[None]:
         patch.setattr(_index.TaskIndex, "build", staticmethod(index))
         patch.setattr(torch.utils.collect_env, "get_pretty_env_info", cache(describe))
         yield
+
+
+@pytest.fixture
+def loopback_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback that this process uses, with an empty cache and an empty library."""
+    with running() as hub:
+        use(monkeypatch, hub.url, tmp_path / "cache")
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,25 @@ class Booster:
         """
         return PROVIDED["applied_to"](self, model, strength)
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Publishes the booster in a repository of the Hugging Face Hub, with a card; see `aft push --help`.
+
+        Args:
+            repo: `owner/repo`, made if it does not exist.
+            **options: `leaderboards` (CSV files, whose rows about this booster become the card's claims), `file`,
+                `base_model`, `private`, `revision`, `token`.
+
+        Returns:
+            The address of the commit's page.
+
+        Raises:
+            AftError: It cannot be pushed; the message is one line.
+
+        Example:
+            >>> booster.push_to_hub("me/arc", leaderboards=["results.csv"])  # doctest: +SKIP
+        """
+        return PROVIDED["push_to_hub"](self, repo, **options)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the booster as safetensors, atomically; see `file_format.save`."""
         from aft_harness.boosters import file_format
@@ -172,7 +191,7 @@ class Booster:
 
     @classmethod
     def load(cls, spec: Any) -> Booster:
-        """Loads a booster in the syntax of `vector=`: a path, an `hf://` address, or several of these with strengths.
+        """Loads a booster in the syntax of `vector=`: a path, a name, an `hf://` address, or several with strengths.
 
         Raises:
             AftError: The booster cannot be loaded; the message names the file and the reason.

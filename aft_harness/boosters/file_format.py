@@ -65,8 +65,12 @@ def save(booster: Booster, path: str | os.PathLike[str]) -> None:
     write_atomically(path, safetensors_bytes(tensors, metadata={METADATA_KEY: header}))
 
 
-def load(path: str | os.PathLike[str]) -> Booster:
+def load(path: str | os.PathLike[str], source: str | None = None) -> Booster:
     """Reads a booster file and checks all of it.
+
+    Args:
+        path: Of the file.
+        source: What messages call it; its path if not given.
 
     Raises:
         BoosterError: With the file's name and the reason, whatever is wrong with it.
@@ -75,7 +79,7 @@ def load(path: str | os.PathLike[str]) -> Booster:
     try:
         return _load(path)
     except (AftError, OSError, ValueError, RecursionError) as error:
-        raise BoosterError(f"{path}: {_one_line(error)}") from None
+        raise BoosterError(f"{source or path}: {_one_line(error)}") from None
 
 
 def sidecar(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """The `vector=` grammar: from what a user typed to a variant, which is a booster at a strength under a name.
 
-Knows paths, `hf://` addresses and how several are combined. Knows nothing of models.
+Knows paths, names, `hf://` addresses and how several are combined. Knows nothing of models.
 
 A reference is `REF[:strength]`, several are joined by `+`. An existing path wins whole, whatever characters it holds.
 """
@@ -12,27 +12,25 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aft_harness.boosters import file_format
+from aft_harness.boosters import catalogue, file_format, hub
 from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.card_header import SUFFIX
 from aft_harness.boosters.mixing import mix
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import BoosterError, ReferenceSyntaxError
 from aft_harness.files import exists
 
-SUFFIX = ".safetensors"
-FORM = "REF[:strength][+REF[:strength]]..., REF a .safetensors path or hf://owner/repo/file.safetensors[@revision]"
+FORM = f"REF[:strength][+REF[:strength]]..., REF a {SUFFIX} path, a name of `aft list`, or {hub.FORM}"
 
 _NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _NAME = r"[a-z0-9._/-]+"
 # A `+` separates only after one of these, so that it may stand inside a folder's name.
 _COMPLETE = re.compile(rf"(?:.*\.safetensors(?:@[\w./-]+)?|{_NAME})(?::{_NUMBER})?", re.DOTALL)
 _STRENGTH = re.compile(rf"(?P<location>.+):(?P<strength>{_NUMBER})", re.DOTALL)
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.safetensors)(?:@(?P<revision>[\w./-]+))?")
 
 LONGEST = 10_000
 """Characters of a specification as text; its names are looked for from each `+` on."""
@@ -48,7 +46,7 @@ class Reference:
     """One booster that a user named.
 
     Attributes:
-        source: A path, an `hf://` address, or a booster already in memory.
+        source: A path, a name, an `hf://` address, or a booster already in memory.
         strength: The factor on its delta.
     """
 
@@ -64,11 +62,28 @@ class Reference:
         """
         if isinstance(self.source, Booster):
             return self.source
-        if self.source.startswith("hf://"):
-            return file_format.load(_download(self.source))
+        if self.source.startswith(hub.SCHEME):
+            return hub.fetch(hub.Address.parse(self.source)).load()
+        if entry := self.entry:
+            return entry.load()
         if not self.source.endswith(SUFFIX) and not exists(self.source):
-            raise BoosterError(f"{self.source}: no such booster; give the path of a {SUFFIX} file")
+            raise BoosterError(f"{self.source}: {catalogue.unknown(self.source)}")
         return file_format.load(self.source)
+
+    @property
+    def entry(self) -> catalogue.Entry | None:
+        """What a name stands for; None for everything else. A file at that path comes first, a folder does not."""
+        source = self.source
+        if isinstance(source, Booster) or source.endswith(SUFFIX) or (exists(source) and not os.path.isdir(source)):
+            return None
+        return catalogue.find(source)
+
+    @property
+    def label(self) -> str:
+        """What the user typed, without folders, which are nobody else's business."""
+        if isinstance(self.source, Booster):
+            return f"booster {self.source.sha256[:12]}"
+        return self.source if self.source.startswith(hub.SCHEME) or self.entry else Path(self.source).name
 
 
 def parse(spec: VectorSpec) -> list[Reference]:
@@ -110,17 +125,11 @@ def load(spec: VectorSpec, scale: float = 1.0) -> Variant:
 
 
 def _name(references: Sequence[Reference]) -> str:
-    """What the user typed, without folders, which are nobody else's business."""
-
-    def named(reference: Reference) -> str:
-        source = reference.source
-        if isinstance(source, Booster):
-            name = f"booster {source.sha256[:12]}"
-        else:
-            name = source if source.startswith("hf://") else Path(source).name
-        return name if reference.strength == 1 else f"{name}:{reference.strength:g}"
-
-    return "+".join(map(named, references))
+    """The labels of references, with the strengths that are not 1."""
+    return "+".join(
+        reference.label if reference.strength == 1 else f"{reference.label}:{reference.strength:g}"
+        for reference in references
+    )
 
 
 def _parse(spec: VectorSpec, depth: int) -> list[Reference]:
@@ -171,8 +180,8 @@ def _parse_segment(segment: str, text: str) -> Reference:
         raise ReferenceSyntaxError(f"vector={text}: strength {tail['strength']!r} is not a number; expected {FORM}")
     if not location.strip():
         raise ReferenceSyntaxError(f"vector={text}: a reference is missing next to '+'; expected {FORM}")
-    if location.startswith("hf://") and not _HUB.fullmatch(location):
-        raise ReferenceSyntaxError(f"{location}: expected hf://owner/repo/file{SUFFIX}[@revision]")
+    if location.startswith(hub.SCHEME):
+        hub.Address.parse(location)
     return Reference(location, _finite(strength, text))
 
 
@@ -203,23 +212,3 @@ def _finite(strength: float, text: object) -> float:
     if not math.isfinite(strength):
         raise ReferenceSyntaxError(f"vector={text}: strength {strength} is not a finite number")
     return strength
-
-
-def _download(address: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    match = _HUB.fullmatch(address)
-    if match is None or ".." in match["file"].split("/"):
-        raise ReferenceSyntaxError(f"{address}: expected hf://owner/repo/file{SUFFIX}[@revision]")
-    try:
-        path = Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
-        # Beside a booster of very many training documents lies their list; most boosters have none.
-        with suppress(EntryNotFoundError):
-            hf_hub_download(
-                match["repo"], file_format.sidecar(Path(match["file"])).as_posix(), revision=match["revision"]
-            )
-        return path
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BoosterError(f"{address}: cannot be fetched from the hub ({type(error).__name__}: {reason})") from error

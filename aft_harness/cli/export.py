@@ -64,8 +64,8 @@ def _command(target: Target) -> click.Command:
     )
 
 
-_VECTORS = """VECTOR is what `vector=` takes: a .safetensors file or hf://owner/repo/file.safetensors, with `:0.5` for a
-strength, and several with `+` between them or as several arguments for a mixture."""
+_VECTORS = """VECTOR is what `vector=` takes: a .safetensors file, a name of `aft list` or hf://owner/repo/file.safetensors,
+with `:0.5` for a strength, and several with `+` between them or as several arguments for a mixture."""
 
 
 def _option(described: Option) -> click.Option:

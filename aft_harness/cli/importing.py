@@ -29,7 +29,7 @@ def import_(source: Path, output: Path, model: str | None) -> None:
         booster = import_booster(source)
     else:
         with quiet():
-            from aft_harness.api import opened
+            from aft_harness.harness.opening import opened
 
             with opened(model, dtype="float32") as lm:
                 booster = import_booster(source, lm)

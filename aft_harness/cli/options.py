@@ -43,8 +43,8 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
     return decorate
 
 
-_MODEL = click.option("--model", required=True, help="Hub id or folder of a causal language model.")
-_LOADING: dict[str, Callable[[_Command], _Command]] = {
+_MODEL: dict[str, Callable[[_Command], _Command]] = {
+    "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
     "model_args": click.option(
         "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
     ),
@@ -60,11 +60,23 @@ _LOADING: dict[str, Callable[[_Command], _Command]] = {
     ),
     "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
 }
-model_options = _collected("model", {"model": _MODEL, **_LOADING})
+
+model_options = _collected("model", _MODEL)
 """Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
 
+recorded_model_options = _collected(
+    "model",
+    {
+        **_MODEL,
+        "model": click.option("--model", help="Hub id or folder of the model.  [default: the one that is recorded]"),
+        "revision": click.option("--revision", help="Branch, tag or commit on the hub.  [default: as recorded]"),
+        "dtype": click.option("--dtype", help="float32, bfloat16, float16, auto.  [default: as recorded]"),
+    },
+)
+"""The same where a file records the model; values that are not given are None."""
+
 fitting_model_options = _collected(
-    "model", {"model": click.option("--model", help="Hub id or folder of the model, for --fit."), **_LOADING}
+    "model", {**_MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
 )
 """Which model, where one is needed for `--fit` only."""
 
@@ -335,8 +347,8 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
 
 
 def opened_model(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredHFLM]:
-    """Loads the model, see `api.opened`."""
-    from aft_harness.api import opened
+    """Loads the model, see `opening.opened`."""
+    from aft_harness.harness.opening import opened
 
     model, arguments = model_arguments(values, batch_size)
     return opened(model, **arguments)

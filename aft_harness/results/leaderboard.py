@@ -126,6 +126,24 @@ def corrected(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return ordered
 
 
+def merged(tables: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of several tables, each result once: of two that are about the same, that of the later table.
+
+    p-values stay corrected as each table had them, for results that need not be among these rows; where two tables have
+    the same result, the larger p-value is kept.
+    """
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for rows in tables:
+        for row in rows:
+            before = known.get(_key(row))
+            kept = dict(row)
+            if before is not None and _same(before, row):
+                values = [each["p_holm"] for each in (before, row) if not pd.isna(each["p_holm"])]
+                kept["p_holm"] = max(values, default=None)
+            known[_key(row)] = kept
+    return [known[key] for key in sorted(known)]
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the lock of a leaderboard, which lies beside it."""

@@ -59,7 +59,23 @@ class Asked:
 
 
 def _digest(keys: Sequence[tuple[Any, ...]]) -> str:
-    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+    return _short(json.dumps(keys))
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def runs_of_documents(hashes: Sequence[str], length: int) -> Iterator[str]:
+    """The digest (`Asked.documents`) of each run of consecutive documents, by where it starts.
+
+    Args:
+        hashes: lm-eval's hash of every document of a task, by document id.
+        length: Number of documents in a run.
+    """
+    keys = [json.dumps(key) for key in enumerate(hashes)]
+    for start in range(len(keys) - length + 1):
+        yield _short(f"[{', '.join(keys[start : start + length])}]")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

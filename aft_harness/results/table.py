@@ -19,7 +19,7 @@ import pandas as pd
 from aft_harness.errors import FileError, ParseError, TaskError
 from aft_harness.files import write_atomically
 from aft_harness.results.statistics import Paired
-from aft_harness.results.text import one_line
+from aft_harness.results.text import aligned, one_line
 
 COLUMNS = (
     *("model", "revision", "architecture", "parameters", "booster", "booster_sha256", "method", "objective"),
@@ -149,13 +149,13 @@ def render(frame: pd.DataFrame, form: str = "table") -> str:
         return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
     if form not in FORMS:
         raise ParseError(f"unknown table format {form!r}; expected one of {', '.join(FORMS)}")
-    cells = [_cells(row) for row in to_rows(frame)]
-    columns = list(_cells(dict.fromkeys(frame.columns)))
+    shown_rows = [cells(row) for row in to_rows(frame)]
+    columns = list(cells(dict.fromkeys(frame.columns)))
     if form == "md":
-        lines = [[_markdown(column, row[column]) for column in columns] for row in cells]
+        lines = [[_markdown(column, row[column]) for column in columns] for row in shown_rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))
-    shown = [name for name in columns if name not in _CONTEXT or len({row[name] for row in cells}) > 1]
-    return _aligned([shown, *([row[name] for name in shown] for row in cells)], [name in _LEFT for name in shown])
+    shown = [name for name in columns if name not in _CONTEXT or len({row[name] for row in shown_rows}) > 1]
+    return aligned([shown, *([row[name] for name in shown] for row in shown_rows)], [name in _LEFT for name in shown])
 
 
 def sentence(paired: Paired) -> str:
@@ -183,27 +183,27 @@ _FROM_OUTSIDE = (*_LEFT, "seed")
 """Columns whose cells hold what a file or a user says; others are made of numbers here."""
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a reader sees of a row, by heading; all empty for a row of None."""
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader sees of a row, by heading; all empty for a row of None. A star marks a significant change."""
     fraction = row["metric"] is not None and is_fraction(row)
     filter_name = "" if row["filter"] in (None, "", "none") else f",{row['filter']}"
     star = " *" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
     change = "" if row["delta"] is None else _change(row["delta"], row["ci_low"], row["ci_high"], fraction)
-    cells = {
+    found = {
         "model": _text(row["model"]),
         "booster": _text(row["booster"]),
         "strength": _number(row["strength"], "g"),
         "seed": _text(row["seed"]),
     }
     if "chosen" in row:
-        cells |= {
+        found |= {
             "development n": _number(row["development_n"], "d"),
             "accuracy": _number(row["development_accuracy"], ".1%"),
             "loss": _number(row["development_loss"], ".4f"),
             "measure": _text(row["development_measure"]),
             "chosen": "yes" if row["chosen"] else "",
         }
-    return cells | {
+    return found | {
         "task": _text(row["task"]),
         "metric": _text(row["metric"]) + _text(filter_name),
         "n": _number(row["n"], "d"),
@@ -215,11 +215,13 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def markdown(text: str) -> str:
+    """Text from outside as Markdown, in which it is neither markup, HTML nor a link."""
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), text)
+
+
 def _markdown(column: str, cell: str) -> str:
-    """A cell as Markdown, in which text from outside is neither markup, HTML nor a link."""
-    return (
-        _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), cell) if column in _FROM_OUTSIDE else cell
-    )
+    return markdown(cell) if column in _FROM_OUTSIDE else cell
 
 
 def _mean(value: float | None, fraction: bool) -> str:
@@ -280,15 +282,3 @@ def _csv(frame: pd.DataFrame) -> str:
         for column in _text_columns(frame)
     }
     return frame.assign(**escaped).to_csv(index=False, lineterminator="\n")
-
-
-def _aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
-    """Lines of cells in columns, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in lines
-    )

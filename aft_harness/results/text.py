@@ -1,6 +1,8 @@
-"""Text from outside, in a cell or a message of one line. Knows characters only."""
+"""Text from outside, in a cell or a message of one line, and cells in columns. Knows characters only."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def one_line(value: object) -> str:
@@ -18,4 +20,16 @@ def printable(value: object) -> str:
         return text
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """Lines of cells in columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
     )

@@ -1,0 +1,52 @@
+"""Opening a model by what a user calls it: a hub id, a folder, or a loaded model, which is left as it was.
+
+Knows `steered-hf` and how a loaded model is handed to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aft_harness.engine.decoder import input_device
+from aft_harness.errors import ModelError
+from aft_harness.harness.model import SteeredHFLM
+
+Model = str | Path | nn.Module
+"""A hub id, a folder, or a loaded transformers model."""
+
+
+@contextmanager
+def opened(
+    model: Model, tokenizer: Any = None, *, dtype: str = "auto", batch_size: int | str = 16, **model_args: Any
+) -> Iterator[SteeredHFLM]:
+    """Opens a model as the lm-eval model type that every function here uses; leaves an already loaded model unchanged.
+
+    Args:
+        model: A hub id, a folder, or a loaded model.
+        tokenizer: Tokenizer of a loaded model.
+        dtype: Data type of the weights if the model is loaded here; `auto` means as in the checkpoint.
+        batch_size: Rows per forward pass, or `auto`.
+        **model_args: Additional arguments of `--model steered-hf`, such as `device`, `revision`, `trust_remote_code`.
+
+    Raises:
+        ModelError: The model cannot be loaded or steered.
+    """
+    if not isinstance(model, nn.Module):
+        yield SteeredHFLM(str(model), dtype=dtype, batch_size=batch_size, tokenizer=tokenizer, **model_args)
+        return
+    if tokenizer is None:
+        raise ModelError(f"a loaded {type(model).__name__} also needs its tokenizer; pass tokenizer=")
+    modes = [(module, module.training) for module in model.modules()]
+    model_args.setdefault("device", str(input_device(model)))
+    try:
+        # The tokenizer's padding is changed for scoring: that of a copy.
+        yield SteeredHFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, **model_args)  # type: ignore[arg-type]
+    finally:
+        for module, training_mode in modes:
+            module.training = training_mode
