@@ -54,7 +54,7 @@ def main(folder: Path, quick: bool, leaderboard: Path, to: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     model, tasks = str(model_folder()), str(suites())
-    common = ["--model", model, "--include-path", tasks]
+    common = ["--model", model, "--dtype", "bfloat16", "--include-path", tasks]
     files = {name: folder / f"{name}.safetensors" for name in BOOSTERS}
     for name, task in BOOSTERS.items():
         if not files[name].is_file():
