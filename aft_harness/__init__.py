@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aft_harness.harness.selection import PromptFormat, TaskSelection
     from aft_harness.publish.export.registry import export
     from aft_harness.publish.export.target import Exported
+    from aft_harness.publish.report.page import report
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
@@ -45,6 +46,7 @@ _HOME = {
     "export": "publish.export.registry",
     "mix": "boosters.mixing",
     "opened": "api",
+    "report": "publish.report.page",
     "train": "api",
     "transfer": "api",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "export",
     "mix",
     "opened",
+    "report",
     "train",
     "transfer",
 ]
