@@ -26,7 +26,7 @@ SHADES = 8
 STATIC_ROWS = 100
 """Rows of the leaderboard that are in the page itself, for readers without JavaScript."""
 
-MOST_LINES = 80
+MOST_LINES = 60
 """Boosters of a heat map; the leaderboard has all."""
 
 
@@ -69,55 +69,51 @@ def leaderboard_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def leaderboard_data(rows: Sequence[Row], lower_is_better: Collection[str]) -> dict[str, Any]:
-    """The leaderboard for JSON: by column what is shown and what is sorted by, and every other column of the rows.
-
-    Equal texts are stored once: `values` holds them, `index` says which of them each row has.
-    """
+    """The leaderboard for JSON: by column what is shown, see `encoded`, and what is sorted by where that is a number."""
     columns = leaderboard_columns(rows)
     told = [table.cells(row) for row in rows]
     outcomes = [outcome(row, lower_is_better) for row in rows]
+    names = ("model", "booster", "strength", "seed", "task", "metric", "n", "baseline", "steered", "p")
     shown: dict[str, list[str]] = {
         "outcome": [OUTCOMES[each] for each in outcomes],
         "change": [table.change(row) for row in rows],
         "p_holm": [cells["p (Holm)"] for cells in told],
-        **{key: [cells[key] for cells in told] for key in ("model", "booster", "strength", "seed", "task", "metric")},
-        **{key: [cells[key] for cells in told] for key in ("n", "baseline", "steered", "p")},
+        **{name: [cells[name] for cells in told] for name in names},
     }
     by: dict[str, list[float | None]] = {
-        "strength": [_number(row["strength"]) for row in rows],
-        "n": [_number(row["n"]) for row in rows],
-        "baseline": [_number(row["baseline"]) for row in rows],
-        "steered": [_number(row["steered"]) for row in rows],
-        "change": [improvement(row, lower_is_better) for row in rows],
+        "outcome": [list(OUTCOMES).index(each) for each in outcomes],
+        "change": [_number(improvement(row, lower_is_better)) for row in rows],
         "p": [_number(row["p_value"]) for row in rows],
-        "p_holm": [_number(row["p_holm"]) for row in rows],
-        "outcome": [float(list(OUTCOMES).index(each)) for each in outcomes],
+        **{name: [_number(row[name]) for row in rows] for name in ("strength", "n", "baseline", "steered", "p_holm")},
     }
-    details = {
+    return {
+        "count": len(rows),
+        "columns": [vars(column) for column in columns],
+        "compared": any(each != "none" for each in outcomes),
+        "outcomes": encoded(list(outcomes)),
+        "shown": {name: encoded(texts) for name, texts in shown.items()},
+        "by": by,
+        "spans": _spans(rows, lower_is_better),
+    }
+
+
+def details_data(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every column of every row for JSON, see `encoded`, as far as it has a value anywhere."""
+    return {
         name: encoded([_plain(row.get(name)) for row in rows])
         for name in (*table.COLUMNS, *table.DEVELOPMENT, "sweep")
         if any(row.get(name) not in (None, "") for row in rows)
     }
-    return {
-        "columns": [vars(column) for column in columns],
-        "compared": any(each != "none" for each in outcomes),
-        "shown": {column.key: encoded(shown[column.key]) for column in columns},
-        "by": {column.key: by[column.key] for column in columns if column.key in by},
-        "outcomes": encoded(list(outcomes)),
-        "tasks": encoded([cells["task"] for cells in told]),
-        "boosters": encoded([cells["booster"] for cells in told]),
-        "metrics": encoded([cells["metric"] for cells in told]),
-        "models": encoded([cells["model"] for cells in told]),
-        "spans": _spans(rows, lower_is_better),
-        "details": details,
-    }
 
 
-def encoded(values: Sequence[str]) -> dict[str, Any]:
-    """Texts with each of them once."""
+def encoded(texts: Sequence[str]) -> dict[str, Any]:
+    """Texts with each of them once: `values` holds them, and `index` says which of them each row has.
+
+    Where all have the same one, there is no index.
+    """
     places: dict[str, int] = {}
-    index = [places.setdefault(value, len(places)) for value in values]
-    return {"values": list(places), "index": index}
+    index = [places.setdefault(text, len(places)) for text in texts]
+    return {"values": list(places), "index": index if len(places) > 1 else None}
 
 
 def _spans(rows: Sequence[Row], lower_is_better: Collection[str]) -> list[list[int] | None]:
@@ -190,7 +186,8 @@ def _heat_cell(cell: Cell, scale: int, rows: list[int], lower_is_better: Collect
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+    """A number to sort by; nine digits tell apart whatever a reader can."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.9g}")
 
 
 def _plain(value: Any) -> str:

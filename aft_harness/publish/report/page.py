@@ -160,6 +160,7 @@ def render(material: Material, title: str, origins: Sequence[str], samples: bool
             style=Markup(style),
             script=Markup(script),
             data=Markup(board.for_script({"board": table, "documents": found})),
+        details=Markup(board.for_script(board.details_data(rows))),
         )
     )
 
@@ -250,7 +251,7 @@ def _static(rows: Sequence[Row], data: Mapping[str, Any] | None) -> list[dict[st
     order = sorted(range(len(rows)), key=lambda place: (rows[place]["p_holm"] is None, rows[place]["p_holm"] or 0))
     shown = data["shown"]
     return [
-        {key: column["values"][column["index"][place]] for key, column in shown.items()}
+        {key: column["values"][column["index"][place] if column["index"] else 0] for key, column in shown.items()}
         for place in order[: board.STATIC_ROWS]
     ]
 

@@ -17,9 +17,10 @@
   }
 
   /* Long names may break after the signs that join their words. */
-  const soft = (text) => text.split(/(?<=[_+/])/).flatMap((part, place) => (place ? [document.createElement("wbr"), part] : [part]));
+  const soft = (text) => text.split(/(?<=[_+/])/).flatMap((part, index) => (index ? [document.createElement("wbr"), part] : [part]));
 
-  const read = (column, row) => column.values[column.index[row]];
+  const place = (column, row) => (column.index ? column.index[row] : 0);
+  const read = (column, row) => column.values[place(column, row)];
 
   /* Theme */
   const themes = ["auto", "light", "dark"];
@@ -49,7 +50,7 @@
 
   /* The leaderboard */
   const board = data.board;
-  const count = board ? board.outcomes.index.length : 0;
+  const count = board ? board.count : 0;
   const state = { key: "p_holm", down: false, page: 0, size: 100 };
   let order = [];
 
@@ -67,16 +68,18 @@
     return picture;
   }
 
+  let details = null; // of all rows, read when the first of them is asked for
   function detailsOf(row) {
+    details ||= JSON.parse(at("details").textContent);
     const list = make("dl", { class: "facts" });
-    for (const [name, column] of Object.entries(board.details)) {
+    for (const [name, column] of Object.entries(details)) {
       const value = read(column, row);
       if (value !== "") list.append(make("dt", {}, name), make("dd", {}, value));
     }
     return list;
   }
 
-  const title = (row) => `${read(board.boosters, row)} on ${read(board.tasks, row)}`;
+  const title = (row) => `${read(board.shown.booster, row)} on ${read(board.shown.task, row)}`;
 
   /* The change, and its interval below it. */
   function changed(text) {
@@ -97,16 +100,15 @@
       else cell.append(...soft(text));
       return cell;
     });
-    const place = columns.findIndex((column) => column.key === "change");
-    cells.splice(place + 1, 0, make("td", { class: "c-picture" }, span(row)));
+    cells.splice(columns.findIndex((column) => column.key === "change") + 1, 0, make("td", { class: "c-picture" }, span(row)));
     return make("tr", { class: outcome, "data-row": row }, ...cells);
   }
 
   function ranks(column) {
-    const sorted = column.values.map((value, place) => [value, place]).sort((a, b) => collator.compare(a[0], b[0]));
-    const places = new Array(sorted.length);
-    sorted.forEach(([, place], rank) => { places[place] = rank; });
-    return column.index.map((place) => places[place]);
+    const sorted = column.values.map((value, index) => [value, index]).sort((a, b) => collator.compare(a[0], b[0]));
+    const ranked = new Array(sorted.length);
+    sorted.forEach(([, index], rank) => { ranked[index] = rank; });
+    return Array.from({ length: count }, (_, row) => ranked[place(column, row)]);
   }
   const collator = new Intl.Collator("en", { numeric: true });
   const known = new Map();
@@ -125,19 +127,19 @@
     });
   }
 
-  const choices = ["models", "tasks", "metrics", "boosters"];
+  const choices = ["model", "booster", "task", "metric"];
   function filtered() {
     const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const wanted = choices.filter((name) => at(`by-${name}`).value !== "").map((name) => [board[name].index, Number(at(`by-${name}`).value)]);
-    const outcome = at("by-outcomes").value;
-    const texts = ["boosters", "tasks", "metrics", "models"].map((name) => [board[name].index, board[name].values.map((value) => value.toLowerCase())]);
+    const wanted = choices.filter((name) => at(`by-${name}`).value !== "").map((name) => [board.shown[name], Number(at(`by-${name}`).value)]);
+    const outcome = at("by-outcome").value;
+    const texts = words.length ? choices.map((name) => [board.shown[name], board.shown[name].values.map((value) => value.toLowerCase())]) : [];
     const fits = [];
     for (let row = 0; row < count; row += 1) {
       const said = read(board.outcomes, row);
       if (outcome === "compared" ? said === "none" : outcome !== "" && said !== outcome) continue;
-      if (!wanted.every(([index, value]) => index[row] === value)) continue;
+      if (!wanted.every(([column, value]) => place(column, row) === value)) continue;
       if (words.length) {
-        const text = texts.map(([index, values]) => values[index[row]]).join(" ");
+        const text = texts.map(([column, values]) => values[place(column, row)]).join(" ");
         if (!words.every((word) => text.includes(word))) continue;
       }
       fits.push(row);
@@ -166,20 +168,19 @@
   }
 
   function fill(select, column) {
-    const used = [...new Set(column.index)].map((place) => [column.values[place], place]);
-    used.sort((a, b) => collator.compare(a[0], b[0]));
-    select.append(...used.map(([value, place]) => make("option", { value: place }, value)));
+    const used = column.values.map((value, index) => [value, index]).sort((a, b) => collator.compare(a[0], b[0]));
+    select.append(...used.map(([value, index]) => make("option", { value: index }, value)));
     if (used.length < 2) select.hidden = true;
   }
 
   if (board) {
-    choices.forEach((name) => fill(at(`by-${name}`), board[name]));
-    at("by-outcomes").value = board.compared ? "compared" : "";
-    for (const name of [...choices, "outcomes"]) at(`by-${name}`).addEventListener("change", update);
+    choices.forEach((name) => fill(at(`by-${name}`), board.shown[name]));
+    at("by-outcome").value = board.compared ? "compared" : "";
+    for (const name of [...choices, "outcome"]) at(`by-${name}`).addEventListener("change", update);
     at("search").addEventListener("input", update);
     at("clear").addEventListener("click", () => {
       at("search").value = "";
-      for (const name of [...choices, "outcomes"]) at(`by-${name}`).value = "";
+      for (const name of [...choices, "outcome"]) at(`by-${name}`).value = "";
       update();
     });
     at("rows").tHead.addEventListener("click", (event) => {
@@ -213,16 +214,18 @@
     const heads = columns.map((column) => make("th", { class: column.number ? "number" : null, scope: "col" }, column.title));
     heads.splice(columns.findIndex((column) => column.key === "change") + 1, 0, make("th", {}));
     const table = make("table", { class: "behind" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows.map((row) => line(row, columns))));
-    const more = rows.map((row) => make("details", {}, make("summary", {}, `All columns: ${read(board.metrics, row)}, seed ${board.details.seed ? read(board.details.seed, row) || "unknown" : "unknown"}`), detailsOf(row)));
+    const more = rows.map((row) => make("details", {}, make("summary", {}, `All columns: ${[read(board.shown.metric, row), read(board.shown.seed, row)].filter(Boolean).join(", seed ")}`), detailsOf(row)));
     const filter = make("button", { type: "button", onclick: () => {
       at("clear").click();
-      at("by-boosters").value = board.boosters.index[rows[0]];
-      at("by-tasks").value = board.tasks.index[rows[0]];
+      at("by-booster").value = place(board.shown.booster, rows[0]);
+      at("by-task").value = place(board.shown.task, rows[0]);
       update();
       dialog.close();
       at("leaderboard").scrollIntoView();
     } }, "Show in the leaderboard");
-    show(button.dataset.title, make("div", { class: "scroll" }, table), make("div", {}, filter), ...more);
+    const cell = button.closest("td");
+    const column = button.closest("table").tHead.rows[0].cells[cell.cellIndex];
+    show(`Trained on ${cell.parentElement.cells[0].textContent}, evaluated on ${column.querySelector("span").textContent}`, make("div", { class: "scroll" }, table), make("div", {}, filter), ...more);
   }
   for (const map of document.querySelectorAll(".heat")) {
     map.addEventListener("click", (event) => {
@@ -245,17 +248,17 @@
   const number = (value) => (typeof value === "number" ? (Math.abs(value) >= 1000 ? value.toFixed(1) : value.toFixed(2)) : "");
 
   function choiceTable(found) {
-    const best = (key) => found.choices.reduce((top, choice, place) => ((choice[key] ?? -Infinity) > (found.choices[top][key] ?? -Infinity) ? place : top), 0);
+    const best = (key) => found.choices.reduce((top, choice, index) => ((choice[key] ?? -Infinity) > (found.choices[top][key] ?? -Infinity) ? index : top), 0);
     const [first, last] = [best("before"), best("after")];
-    const lines = found.choices.map((choice, place) => {
-      const marks = [choice.right ? "✓ correct" : "", place === first ? "likeliest before" : "", place === last ? "likeliest after" : ""];
+    const lines = found.choices.map((choice, index) => {
+      const marks = [choice.right ? "✓ correct" : "", index === first ? "likeliest before" : "", index === last ? "likeliest after" : ""];
       const change = typeof choice.before === "number" && typeof choice.after === "number" ? choice.after - choice.before : null;
       return make("tr", { class: choice.right ? "right" : null },
         make("td", {}, make("div", { class: "text" }, choice.text.trim()), make("small", {}, marks.filter(Boolean).join(", "))),
         make("td", { class: "number" }, number(choice.before)), make("td", { class: "number" }, number(choice.after)),
         make("td", { class: "number" }, change === null ? "" : (change > 0 ? "+" : "") + number(change)));
     });
-    const heads = ["choice", "before", "after", "change"].map((text, place) => make("th", { scope: "col", class: place ? "number" : null }, text));
+    const heads = ["choice", "before", "after", "change"].map((text, index) => make("th", { scope: "col", class: index ? "number" : null }, text));
     return make("div", { class: "scroll" }, make("table", {}, make("caption", { class: "muted" }, "Loglikelihood of each choice, without and with the booster"), make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...lines)));
   }
 
@@ -291,10 +294,10 @@
   }
 
   if (documents && documents.length) {
-    at("comparison").append(...documents.map((each, place) => {
+    at("comparison").append(...documents.map((each, index) => {
       const strength = each.strength === 1 ? "" : ` at strength ${each.strength}`;
       const seed = each.seed === null ? "" : `, seed ${each.seed}`;
-      return make("option", { value: place }, `${each.booster}${strength}${seed} on ${each.task}: ${each.gained} gained, ${each.lost} lost`);
+      return make("option", { value: index }, `${each.booster}${strength}${seed} on ${each.task}: ${each.gained} gained, ${each.lost} lost`);
     }));
     const fresh = () => { shownDocuments = PAGE; drawDocuments(); };
     for (const id of ["comparison", "side"]) at(id).addEventListener("change", fresh);

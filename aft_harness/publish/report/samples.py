@@ -82,7 +82,9 @@ def _document(before: Line, after: Line, metric: str, gained: bool) -> dict[str,
     Of a choice: its `text`, whether it is `right`, and its loglikelihood `before` and `after`. Of texts: the `target`
     and what was written or scored `before` and `after`.
     """
-    arguments = list(_arguments(before))
+    asked = list(_arguments(before))
+    written = any(continuation is None for _, continuation in asked)
+    arguments = [(context, continuation or "") for context, continuation in asked]
     contexts = list(dict.fromkeys(context for context, _ in arguments))
     told: dict[str, Any] = {
         "id": before["doc_id"],
@@ -93,10 +95,10 @@ def _document(before: Line, after: Line, metric: str, gained: bool) -> dict[str,
     }
     scores = [_scores(line) for line in (before, after)]
     texts = [context + continuation if len(contexts) > 1 else continuation for context, continuation in arguments]
-    if arguments and all(len(each) == len(arguments) for each in scores):
+    if arguments and not written and all(len(each) == len(arguments) for each in scores):
         right = _right(before.get("target"), [continuation for _, continuation in arguments], contexts)
         told["choices"] = [
-            {"text": _shown(text), "right": place in right, "before": one, "after": other}
+            {"text": _shown(text or "the whole text"), "right": place in right, "before": one, "after": other}
             for place, (text, one, other) in enumerate(zip(texts, *scores, strict=True))
         ]
     else:
@@ -105,16 +107,19 @@ def _document(before: Line, after: Line, metric: str, gained: bool) -> dict[str,
     return told
 
 
-def _arguments(line: Line) -> Iterator[tuple[str, str]]:
-    """Context and continuation of each request; of a text that is scored as a whole, the text alone."""
+def _arguments(line: Line) -> Iterator[tuple[str, str | None]]:
+    """Context and continuation of each request.
+
+    Of a text that is scored as a whole the continuation is empty, of one that the model writes it is None.
+    """
     given = line.get("arguments")
     for one in given.values() if isinstance(given, Mapping) else given or ():
         parts = (
             list(one.values()) if isinstance(one, Mapping) else list(one) if isinstance(one, list | tuple) else [one]
         )
         context = parts[0] if parts and isinstance(parts[0], str) else ""
-        continuation = parts[1] if len(parts) > 1 and isinstance(parts[1], str) else ""
-        yield context, continuation
+        continuation = parts[1] if len(parts) > 1 else ""
+        yield context, continuation if isinstance(continuation, str) else None
 
 
 def _scores(line: Line) -> list[float | None]:

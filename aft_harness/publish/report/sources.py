@@ -158,7 +158,7 @@ def _read_folder(folder: Path, found: Material, tables: _Tables) -> None:
                 _add_booster(path, found)
         except BoosterError as error:  # the weights of a model, say
             tables.hits -= 1
-            found.notes.append(f"{path.name} was left out: {reason(error)}")
+            found.notes.append(f"left out: {reason(error).replace(str(path), path.name)}")
     for path in _visible(folder, ANSWERS):
         rows = [row for file in _visible(path.parent / "results", "*.json") for row in _study_rows(file)]
         if rows and tables.take(path):
@@ -170,7 +170,7 @@ def _read_folder(folder: Path, found: Material, tables: _Tables) -> None:
         runs = read_runs(folder)
         found.runs.append(runs)
         if made := rows_of(runs):
-            tables.runs.append(made)
+            tables.runs.append(table.to_rows(table.to_frame(made)))
 
 
 def _visible(folder: Path, pattern: str) -> Iterator[Path]:
