@@ -69,7 +69,7 @@ def leaderboard_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def leaderboard_data(rows: Sequence[Row], lower_is_better: Collection[str]) -> dict[str, Any]:
-    """The leaderboard for JSON: by column what is shown, see `encoded`, and what is sorted by where that is a number."""
+    """The leaderboard for JSON: by column what is shown, see `encoded`, and the numbers that it is sorted by."""
     columns = leaderboard_columns(rows)
     told = [table.cells(row) for row in rows]
     outcomes = [outcome(row, lower_is_better) for row in rows]

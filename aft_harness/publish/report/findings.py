@@ -47,6 +47,7 @@ class Summary:
     Attributes:
         headline: One sentence.
         remarks: Further sentences.
+        footnotes: What counts, and what does not.
         gains: What gained, the most certain first.
         losses: What was lost.
         undecided: What cannot be told.
@@ -55,6 +56,7 @@ class Summary:
 
     headline: str
     remarks: list[str]
+    footnotes: list[str]
     gains: list[Finding]
     losses: list[Finding]
     undecided: list[Finding]
@@ -90,7 +92,8 @@ def summarise(rows: Sequence[Row], lower_is_better: Collection[str] = ()) -> Sum
     findings = {name: [finding(row, lower_is_better) for row in found] for name, found in by_outcome.items()}
     return Summary(
         headline=headline(numbers["gain"], numbers["loss"], numbers["open"]),
-        remarks=list(_remarks(rows, compared, by_outcome["open"], lower_is_better)),
+        remarks=_remarks(compared, by_outcome["open"], lower_is_better),
+        footnotes=_footnotes(rows, compared),
         gains=findings["gain"],
         losses=findings["loss"],
         undecided=findings["open"],
@@ -141,39 +144,40 @@ def finding(row: Row, lower_is_better: Collection[str] = ()) -> Finding:
     )
 
 
-def _remarks(
-    rows: Sequence[Row], compared: Sequence[Row], undecided: Sequence[Row], lower_is_better: Collection[str]
-) -> list[str]:
+def _remarks(compared: Sequence[Row], undecided: Sequence[Row], lower_is_better: Collection[str]) -> list[str]:
+    found = []
+    trained = [row for row in compared if row["transfer"] == 0]
+    others = [row for row in compared if row["transfer"] == 1]
+    if trained and others:
+        found.append(
+            f"On tasks that the booster was trained on: {_counted(trained, lower_is_better)}. "
+            f"On other tasks: {_counted(others, lower_is_better)}."
+        )
+    sizes = [row["min_detectable"] for row in undecided if is_fraction(row) and row["min_detectable"]]
+    if sizes:
+        low, high = (f"{100 * size:.1f}" for size in (min(sizes), max(sizes)))
+        span = f"{low} points" if low == high else f"{low} to {high} points"
+        found.append(
+            f"Undecided is not unchanged: these documents show a change of {span} with probability 0.8, "
+            "and a smaller one less often."
+        )
+    return found
+
+
+def _footnotes(rows: Sequence[Row], compared: Sequence[Row]) -> list[str]:
     found = []
     if compared:
-        trained = [row for row in compared if row["transfer"] == 0]
-        others = [row for row in compared if row["transfer"] == 1]
-        if trained and others:
-            found.append(
-                f"On tasks that the booster was trained on: {_counted(trained, lower_is_better)}. "
-                f"On other tasks: {_counted(others, lower_is_better)}."
-            )
-        sizes = [row["min_detectable"] for row in undecided if is_fraction(row) and row["min_detectable"]]
-        if sizes:
-            low, high = (f"{100 * size:.1f}" for size in (min(sizes), max(sizes)))
-            span = f"{low} points" if low == high else f"{low} to {high} points"
-            found.append(
-                f"Undecided is not unchanged: these documents show a change of {span} with probability 0.8, "
-                "and a smaller one less often."
-            )
         found.append(
             f"Significant means p < {SIGNIFICANT:g} after Holm's correction over all comparisons of a model in this "
             "report. Intervals are 95% intervals of the change, over documents."
         )
     silent = sum(row["p_holm"] is None for row in rows)
-    if silent:
-        subject = f"{silent:,} {'further ' if compared else ''}row{'s' if silent > 1 else ''}"
-        has = "have" if silent > 1 else "has"
+    if silent == 1:
+        found.append("1 row has no corrected p-value and makes no claim.")
+    elif silent:
         found.append(
-            f"{subject} (other metrics, other strengths, single seeds, or tables of earlier versions) {has} no "
+            f"{silent:,} rows (other metrics, other strengths, single seeds, or tables of earlier versions) have no "
             "corrected p-value and make no claim."
-            if silent > 1
-            else f"{subject} {has} no corrected p-value and makes no claim."
         )
     return found
 

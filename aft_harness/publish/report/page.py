@@ -29,7 +29,7 @@ from aft_harness.publish.report.findings import Row, Summary, summarise
 from aft_harness.publish.report.repeat import evaluation_commands
 from aft_harness.publish.report.sources import Material, read
 
-FEW, MANY = 5, 60
+FEW, MANY = 3, 60
 """Findings of a kind that are shown at once, and when all are opened."""
 
 ASKED = ("task", "version", "few-shot", "n", "documents", "prompts")
@@ -160,7 +160,7 @@ def render(material: Material, title: str, origins: Sequence[str], samples: bool
             style=Markup(style),
             script=Markup(script),
             data=Markup(board.for_script({"board": table, "documents": found})),
-        details=Markup(board.for_script(board.details_data(rows))),
+            details=Markup(board.for_script(board.details_data(rows))),
         )
     )
 

@@ -151,7 +151,7 @@
     const first = state.page * state.size;
     const shown = order.slice(first, first + state.size);
     at("rows").tBodies[0].replaceChildren(...shown.map((row) => line(row, board.columns)));
-    const range = order.length ? `${(first + 1).toLocaleString("en")}–${(first + shown.length).toLocaleString("en")} of ` : "";
+    const range = order.length ? `${(first + 1).toLocaleString("en")} to ${(first + shown.length).toLocaleString("en")} of ` : "";
     at("status").textContent = `${range}${order.length.toLocaleString("en")} rows`;
     at("previous").disabled = state.page === 0;
     at("next").disabled = first + state.size >= order.length;

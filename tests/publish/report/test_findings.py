@@ -44,7 +44,12 @@ def test_the_summary_counts_each_comparison_once() -> None:
         "On other tasks: no gain, 1 loss, 1 undecided."
     )
     assert "a change of 9.0 points with probability 0.8" in found.remarks[1]
-    assert found.remarks[-1].startswith("1 further row has no corrected p-value and makes no claim")
+    assert found.footnotes[0].startswith("Significant means p < 0.05 after Holm's correction")
+    assert found.footnotes[-1] == "1 row has no corrected p-value and makes no claim."
+    assert summarise([row(p_holm=None)] * 3).footnotes == [
+        "3 rows (other metrics, other strengths, single seeds, or tables of earlier versions) have no corrected "
+        "p-value and make no claim."
+    ]
 
 
 def test_the_most_certain_comes_first() -> None:
@@ -77,7 +82,9 @@ def test_of_a_sweep_only_the_choice_counts_and_is_told() -> None:
     found = summarise(rows)
     assert len(found.gains) == 1 and not found.losses and not found.undecided
     (sentence,) = found.sweeps
-    assert sentence.startswith("Sweep mine: 30 development documents chose layer 2 among 3. On test documents of a, acc")
+    assert sentence.startswith(
+        "Sweep mine: 30 development documents chose layer 2 among 3. On test documents of a, acc"
+    )
     strengths = [sweep_row(chosen, sweep="s", strength=value, p_holm=None) for value, chosen in ((1.0, 0), (0.5, 1))]
     assert "chose strength 0.5 among 2" in summarise(strengths).sweeps[0]
     assert summarise(strengths).sweeps[0].endswith("p = 0.001, not corrected.")

@@ -35,7 +35,9 @@ def test_nothing_from_outside_becomes_markup(everything: Path) -> None:
     page = page_of(everything, samples=True, title=HOSTILE)
     tags = Counter(tag for tag, _ in page.tags)
     assert tags["script"] == 3 and tags["img"] == 0 and tags["title"] >= 1
-    assert {tag: count for tag, count in (tags - harmless).items() if tag != "wbr"} == {}  # a hostile title adds nothing
+    assert {
+        tag: count for tag, count in (tags - harmless).items() if tag != "wbr"
+    } == {}  # a hostile title adds nothing
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc", "action")]
     # All of it is there as text.
@@ -52,7 +54,9 @@ def test_the_page_asks_nothing_of_any_network(everything: Path) -> None:
             if value := attributes.get(name):
                 assert value.startswith("#") or (tag, value) == ("link", "data:,"), (tag, name, value)
     assert not re.search(r"url\(|@import|expression\(", page.scripts["style"])
-    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|eval\(|innerHTML|insertAdjacent", page.scripts["script"])
+    assert not re.search(
+        r"fetch\(|XMLHttpRequest|WebSocket|import\(|eval\(|innerHTML|insertAdjacent", page.scripts["script"]
+    )
 
 
 def test_the_policy_allows_this_style_and_this_script_alone(everything: Path) -> None:
@@ -65,7 +69,9 @@ def test_the_policy_allows_this_style_and_this_script_alone(everything: Path) ->
         assert allowed.pop(name) == f"'sha256-{base64.b64encode(digest).decode()}'"
     assert allowed == {"img-src": "data:"}
     tags = [tag for tag, _ in page.tags]
-    assert tags.index("meta") < tags.index("style") and str(page.tags).index("http-equiv") < str(page.tags).index("'style'")
+    assert tags.index("meta") < tags.index("style") and str(page.tags).index("http-equiv") < str(page.tags).index(
+        "'style'"
+    )
 
 
 def test_every_section_is_named_and_every_id_is_there_once(everything: Path) -> None:
@@ -139,7 +145,11 @@ def test_curves_or_a_booster_alone_make_a_page(tmp_path: Path) -> None:
     pd.DataFrame({"step": [1, 2], "epoch": [1, 1], "loss": [2.0, 1.0]}).to_csv(tmp_path / "loss.csv")
     booster().save(tmp_path / "mine.safetensors")
     page = page_of(tmp_path / "loss.csv", tmp_path / "mine.safetensors")
-    assert {attributes["id"] for tag, attributes in page.tags if tag == "section"} == {"summary", "training", "boosters"}
+    assert {attributes["id"] for tag, attributes in page.tags if tag == "section"} == {
+        "summary",
+        "training",
+        "boosters",
+    }
     assert "nothing is claimed" in page.text and page.data["board"] is None
 
 

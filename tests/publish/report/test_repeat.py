@@ -21,9 +21,22 @@ def words(command: str | None) -> list[str]:
 
 
 def test_the_command_of_a_training_says_what_differs_from_the_default() -> None:
-    made = booster(hyperparameters={"layers": [1], "kind": "static", "epochs": 5, "lr": 0.05, "batch_size": 4, "rank": 8})
+    made = booster(
+        hyperparameters={"layers": [1], "kind": "static", "epochs": 5, "lr": 0.05, "batch_size": 4, "rank": 8}
+    )
     assert words(training_command("mine", made)) == [
-        *("MODEL=FOLDER", "aft-train", "--model", "$MODEL", "--dtype", "float32", "--tasks", "arc_easy", "--limit", "60"),
+        *(
+            "MODEL=FOLDER",
+            "aft-train",
+            "--model",
+            "$MODEL",
+            "--dtype",
+            "float32",
+            "--tasks",
+            "arc_easy",
+            "--limit",
+            "60",
+        ),
         *("--dev-docs", "20", "--train-docs", "train[0:90]", "--layers", "1", "--epochs", "5", "--batch-size", "4"),
         *("--output", "mine.safetensors"),
     ]
@@ -107,7 +120,19 @@ def test_sweeps_have_commands_of_their_own() -> None:
     strengths = [sweep_row(0, sweep="s", strength=value) for value in (1.0, 0.5)]
     first, second = evaluation_commands([*layers, *strengths], {"ab" * 32: "v"})
     assert words(first)[1:] == [
-        *("aft", "sweep", "layers", "--model", "$MODEL", "--dtype", "float32", "--tasks", "arc_easy", "--layers", "2,10"),
+        *(
+            "aft",
+            "sweep",
+            "layers",
+            "--model",
+            "$MODEL",
+            "--dtype",
+            "float32",
+            "--tasks",
+            "arc_easy",
+            "--layers",
+            "2,10",
+        ),
         *("--limit", "50", "--dev-docs", "30", "--test-tasks", "a", "--output", "mine"),
     ]
     assert "--vector v.safetensors --strengths 0.5,1" in " ".join(words(second))

@@ -39,7 +39,9 @@ def test_less_may_be_better_and_large_changes_come_first() -> None:
     after = [line(0, 0.9), line(1, 0.5), line(2, 1.2)]
     (found,) = changed_documents([[run({"p": before}), run({"p": after}, "s")]], {"bits"})
     assert [(each["id"], each["gained"]) for each in found["documents"]] == [(1, True), (0, True), (2, False)]
-    assert found["documents"][0]["choices"] == [{"text": "the whole text", "right": False, "before": -1.0, "after": -0.5}]
+    assert found["documents"][0]["choices"] == [
+        {"text": "the whole text", "right": False, "before": -1.0, "after": -0.5}
+    ]
 
 
 def test_written_texts_stand_beside_each_other() -> None:
@@ -61,7 +63,10 @@ def test_contexts_that_differ_are_part_of_the_choices() -> None:
     after = sample(0, [-2.0, -1.0], 1, arguments=asked)
     (found,) = changed_documents([[run({"w": [before]}), run({"w": [after]}, "s")]])
     (document,) = found["documents"]
-    assert document["prompt"] == "" and [each["text"] for each in document["choices"]] == ["The cat fell.", "The dog fell."]
+    assert document["prompt"] == "" and [each["text"] for each in document["choices"]] == [
+        "The cat fell.",
+        "The dog fell.",
+    ]
     assert [each["right"] for each in document["choices"]] == [False, True]
 
 
