@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aft_harness.publish.library.pull import Pulled, pull
     from aft_harness.publish.library.verdicts import Verdict
     from aft_harness.publish.library.verification import verify
+    from aft_harness.publish.report.page import report
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
@@ -52,6 +53,7 @@ _HOME = {
     "mix": "boosters.mixing",
     "opened": "harness.opening",
     "pull": "publish.library.pull",
+    "report": "publish.report.page",
     "train": "api",
     "transfer": "api",
     "verify": "publish.library.verification",
@@ -77,6 +79,7 @@ __all__ = [
     "mix",
     "opened",
     "pull",
+    "report",
     "train",
     "transfer",
     "verify",

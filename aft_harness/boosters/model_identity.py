@@ -12,6 +12,10 @@ Name = Annotated[str, StringConstraints(strict=True, max_length=4096)]
 """A text that tables and messages show."""
 
 
+EMBEDDED = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+"""Name of the model that comes with the demo."""
+
+
 class ModelIdentity(BaseModel):
     """The identity of a frozen model, the same on every machine.
 

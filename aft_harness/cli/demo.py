@@ -41,7 +41,7 @@ def demo_model() -> None:
 def demo(output: str) -> None:
     """Train and evaluate a booster for the demo model.
 
-    The evaluation uses the stock lm_eval; the paired result is printed at the end.
+    The evaluation uses the stock lm_eval; the paired result is printed, and a report is made to look at.
     """
     from aft_harness.demo import model_folder, run
 

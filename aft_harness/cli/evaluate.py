@@ -16,6 +16,7 @@ from aft_harness.cli.options import (
     prompt_format,
     prompt_options,
 )
+from aft_harness.cli.report import report_line
 from aft_harness.cli.terminal import counting_bar, quiet
 from aft_harness.cli.values import BATCH_SIZE, FILE, FOLDER, SLICE, OutputFile, overwrite_option
 from aft_harness.files import make_folder
@@ -101,6 +102,8 @@ def evaluate(
     if silent:
         note(f"not compared, because no metric has one value per document: {', '.join(silent)}")
     click.echo(table.render(found.table, form))
+    if output is not None:
+        note(report_line(output, samples=True))
 
 
 @main.command("compare", context_settings=CONTEXT)

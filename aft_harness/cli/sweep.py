@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aft_harness.boosters.layers import Layers
-from aft_harness.cli.app import CONTEXT, main, option, resumable
+from aft_harness.cli.app import CONTEXT, main, note, option, resumable
 from aft_harness.cli.options import (
     check_model,
     development_options,
@@ -23,6 +23,7 @@ from aft_harness.cli.options import (
     test_options,
     training_options,
 )
+from aft_harness.cli.report import report_line
 from aft_harness.cli.terminal import counting_bar, note_examples, quiet, sweep_summary, training_bar
 from aft_harness.cli.values import FOLDER, LAYERS
 from aft_harness.files import make_folder
@@ -176,3 +177,4 @@ def _report(found: Sweep, output: Path, form: str) -> None:
     click.echo(sweep_summary(found) if form == "table" else table.render(found.frame, form))
     for name, path in zip(("table", "plot"), paths, strict=True):
         click.echo(f"{name:<8}{path}", err=form != "table")
+    note(report_line(output))

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main, resumable
+from aft_harness.cli.app import CONTEXT, main, note, resumable
 from aft_harness.cli.options import format_option
+from aft_harness.cli.report import report_line
 from aft_harness.cli.terminal import duration, quiet, study_bars
 from aft_harness.cli.values import FILE, FOLDER, LAYERS, in_folder
 from aft_harness.files import make_folder, write_atomically
@@ -85,6 +86,7 @@ def transfer(
         for path in heat_maps:
             plots.plot_transfer(corrected, path, lower_is_better(corrected["metric"]))
     click.echo(table.render(corrected, form))
+    note(report_line(folder, table_file))
 
 
 def _print_estimates(study: Plan, folder: Path) -> None:

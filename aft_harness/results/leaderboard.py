@@ -126,7 +126,7 @@ def corrected(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return ordered
 
 
-def merged(tables: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def collected(tables: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of several tables, each result once: of two that are about the same, that of the later table.
 
     p-values stay corrected as each table had them, for results that need not be among these rows; where two tables have
@@ -142,6 +142,26 @@ def merged(tables: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]
                 kept["p_holm"] = max(values, default=None)
             known[_key(row)] = kept
     return [known[key] for key in sorted(known)]
+
+
+def merged(tables: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of several tables as one, with the p-values corrected anew over all of them.
+
+    A booster is known by its sha256, whatever it is called. Of rows about the same the one that pools most seeds
+    counts, and of several the last.
+
+    Args:
+        tables: Their rows. Those of a sweep may name it under `sweep`: its points stay together, whatever else is known
+            of them.
+    """
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for rows in tables:
+        for row in rows:
+            name = "" if row["booster_sha256"] else row["booster"]
+            key = (*_key({**row, "booster": name}), str(row.get("sweep", "")))
+            if key not in known or (known[key]["seeds"] or 0) <= (row["seeds"] or 0):
+                known[key] = dict(row)
+    return corrected(known.values())
 
 
 @contextmanager

@@ -20,16 +20,12 @@ from matplotlib.ticker import MaxNLocator
 
 from aft_harness.errors import TaskError
 from aft_harness.files import write_atomically
-from aft_harness.results.table import POOLED, SIGNIFICANT, is_fraction, to_rows
+from aft_harness.results import heat_map
+from aft_harness.results.heat_map import Panel, scale_of
 
 FORMATS = ("png", "svg")
 
 _BLUE, _PALE_BLUE, _RED, _GREY = "#4269d0", "#b8c4ea", "#ff725c", "#888888"
-
-_MODEL = ["model", "revision", "dtype"]
-_BOOSTER = ["booster", "trained_n", "objective", "strength"]
-_EVALUATION = ["task", "num_fewshot", "n", "documents_sha256", "prompts_sha256"]
-
 
 _plainly = matplotlib.rc_context({"text.parse_math": False})
 """Names may hold dollar signs, which are no formulas."""
@@ -68,7 +64,7 @@ def plot_sweep(frame: pd.DataFrame, over: str, path: Path) -> None:
         rows = frame[frame["task"] == task]
         metric = rows["metric"].iloc[0]
         rows = rows[rows["metric"] == metric].sort_values(over)
-        scale = _scale(rows)
+        scale = scale_of(rows)
         deltas = scale * rows["delta"]
         # An end may lie on the point itself, and beyond it by rounding; that of an unknown interval is not drawn.
         errors = [(deltas - scale * rows["ci_low"]).clip(lower=0), (scale * rows["ci_high"] - deltas).clip(lower=0)]
@@ -110,20 +106,17 @@ def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[st
         FileError: The file cannot be written.
     """
     _check(rows, path)
-    ordered = rows.sort_values("seed", key=lambda seeds: seeds != POOLED, kind="stable")
-    cells = ordered.drop_duplicates([*_MODEL, *_BOOSTER, *_EVALUATION])
-    cells = cells.assign(evaluation=cells.groupby(_EVALUATION, sort=False, dropna=False).ngroup())
-    panels = [_with_sources(panel) for _, panel in cells.groupby(_MODEL, sort=False)]
-    heights = [panel["source"].nunique() for panel in panels]
-    widest = max(panel["evaluation"].nunique() for panel in panels)
+    drawn = heat_map.panels(rows, lower_is_better)
+    heights = [len(panel.sources) for panel in drawn]
+    widest = max(len(panel.columns) for panel in drawn)
     figure = _Figure(
         figsize=(max(3.6 + 1.35 * widest, 5.5), 0.6 + sum(1.3 + 0.55 * height for height in heights)),
         layout="constrained",
     )
-    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, panels, strict=True):
-        mesh = _draw_transfer(axis, panel, lower_is_better)
-        axis.set_title(f"{panel['model'].iloc[0]}, {panel['dtype'].iloc[0]}", fontsize=10)
+    axes = figure.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, drawn, strict=True):
+        mesh = _draw_transfer(axis, panel)
+        axis.set_title(f"{panel.model}, {panel.dtype}", fontsize=10)
         bar = figure.colorbar(mesh, ax=axis, ticks=[-1, 0, 1], fraction=0.05)
         bar.ax.set_ylim(-1, 1)
         bar.ax.set_yticklabels(["worse", "no change", "better"], fontsize=8)
@@ -131,47 +124,26 @@ def plot_transfer(rows: pd.DataFrame, path: Path, lower_is_better: Collection[st
     save(figure, path)
 
 
-def _with_sources(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one model with a `source`: as short a name of each booster as tells it from the others."""
-    source = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
-    labelled = cells.assign(source=source)
-    for count in range(1, len(_BOOSTER) + 1):
-        if not labelled.duplicated(["source", "evaluation"]).any():
-            break
-        labelled = cells.assign(source=cells[_BOOSTER[:count]].astype(str).agg(", ".join, axis=1))
-    return labelled
-
-
-def _draw_transfer(axis: Axes, cells: pd.DataFrame, lower_is_better: Collection[str]) -> Any:
+def _draw_transfer(axis: Axes, panel: Panel) -> Any:
     """Draws the heat map of one model and returns its mesh."""
-    sources, evaluations = list(dict.fromkeys(cells["source"])), list(dict.fromkeys(cells["evaluation"]))
-    shades = np.full((len(sources), len(evaluations)), np.nan)
-    labels: list[str] = []
-    for column, evaluation in enumerate(evaluations):
-        rows = cells[cells["evaluation"] == evaluation]
-        task, prompts = rows["task"].iloc[0], rows["prompts_sha256"].iloc[0]
-        metric = rows["metric"].iloc[0]
-        sign = -1 if metric in lower_is_better else 1
-        scale = _scale(rows) if (rows["metric"] == metric).all() else 1
-        largest = np.nanmax([rows["delta"].abs().max(), 2 * rows["min_detectable"].min()]) or 1.0
-        several = cells.loc[cells["task"] == task, "evaluation"].nunique() > 1
-        labels.append(
-            f"{task}\n{metric}\nn = {rows['n'].iloc[0]}, {scale * rows['baseline'].iloc[0]:.3g}"
-            + (f"\nprompts {prompts[:8] or 'unknown'}" if several else "")
-        )
-        for cell in rows.to_dict("records"):
-            row = sources.index(cell["source"])
-            shades[row, column] = shade = sign * cell["delta"] / largest
-            star = "*" if pd.notna(cell["p_holm"]) and cell["p_holm"] < SIGNIFICANT else ""
-            text = f"{scale * cell['delta']:+.{1 if scale == 100 else 3}f}{star}"
-            ink = "white" if abs(shade) > 0.7 else "black"
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, color=ink)
+    shades = np.full((len(panel.sources), len(panel.columns)), np.nan)
+    labels = [
+        f"{column.task}\n{column.metric}\nn = {column.n}, {column.baseline:.3g}"
+        + (f"\nprompts {column.prompts}" if column.prompts else "")
+        for column in panel.columns
+    ]
+    for (row, place), cell in panel.cells.items():
+        shades[row, place] = cell.shade
+        digits = 1 if panel.columns[place].scale == 100 else 3
+        text = f"{cell.change:+.{digits}f}{'*' if cell.significant else ''}"
+        ink = "white" if abs(cell.shade) > 0.7 else "black"
+        axis.text(place + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, color=ink)
     # The ends of the colours are too dark to read on; the largest change keeps clear of them.
     mesh = axis.pcolormesh(np.ma.masked_invalid(shades), cmap="RdBu", vmin=-1.25, vmax=1.25)
     axis.invert_yaxis()
-    axis.set_xticks([column + 0.5 for column in range(len(evaluations))], labels, fontsize=8)
-    names = [textwrap.fill(source.replace("+", " + "), 24) for source in sources]
-    axis.set_yticks([row + 0.5 for row in range(len(sources))], names, fontsize=9)
+    axis.set_xticks([place + 0.5 for place in range(len(labels))], labels, fontsize=8)
+    names = [textwrap.fill(source.replace("+", " + "), 24) for source in panel.sources]
+    axis.set_yticks([row + 0.5 for row in range(len(names))], names, fontsize=9)
     axis.set(xlabel="evaluated on (metric, documents, baseline)", ylabel="trained on")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -227,11 +199,6 @@ def _check(rows: pd.DataFrame, path: Path | None) -> None:
         check_format(path)
     if rows.empty:
         raise TaskError(f"{path or 'plot'}: there are no rows to plot")
-
-
-def _scale(rows: pd.DataFrame) -> int:
-    """100 where the rows' metric is a fraction, whose changes are shown in points."""
-    return 100 if all(is_fraction(row) for row in to_rows(rows[["metric", "gained"]])) else 1
 
 
 def backend() -> Any:

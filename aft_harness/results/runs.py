@@ -118,21 +118,28 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Raises:
         TaskError: A steered run without a baseline, or one on different documents or with different prompts.
     """
-    baselines = [run for run in runs if not run.steered]
     made: list[dict[str, Any]] = []
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[tuple[Run, Run]]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if not run.steered:
-            continue
-        for task in run.samples:
-            baseline = _baseline(run, task, baselines)
-            made += _rows(run, baseline, task, run.samples[task])
-            version = _plain(run.results["versions"].get(task))
-            groups[_all_but_seed(run)][task, version, run.asked[task]].append((run, baseline))
+    for run, baseline, task in paired_runs(runs):
+        made += _rows(run, baseline, task, run.samples[task])
+        version = _plain(run.results["versions"].get(task))
+        groups[_all_but_seed(run)][task, version, run.asked[task]].append((run, baseline))
     for tasks in groups.values():
         for (task, *_), pairs in tasks.items():
             made += _pooled(task, pairs)
     return made
+
+
+def paired_runs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run, str]]:
+    """Each steered run with the baseline that it is compared with, task by task.
+
+    Raises:
+        TaskError: A steered run without a baseline.
+    """
+    baselines = [run for run in runs if not run.steered]
+    for run in runs:
+        if run.steered:
+            yield from ((run, _baseline(run, task, baselines), task) for task in run.samples)
 
 
 def booster_name(variant: VariantRecord) -> str:

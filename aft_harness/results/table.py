@@ -37,6 +37,12 @@ than 1, and single seeds where a row pools them. `seeds` is how many a row pools
 LATER = ("seeds", "documents_sha256", "prompts_sha256")
 """Columns that files of earlier versions lack: empty when such a file is read."""
 
+NEEDED = tuple(column for column in COLUMNS if column not in LATER)
+"""Columns that the file of a leaderboard has."""
+
+TOLD = ("booster", "task", "metric", "n", "baseline", "steered", "delta", "ci_low", "ci_high", "p_value")
+"""Columns without which a row tells no paired result."""
+
 DEVELOPMENT = ("development_n", "development_accuracy", "development_loss", "development_measure", "chosen")
 """Further columns of a sweep: how the variant did on development documents, and whether that chose it (0 or 1)."""
 
@@ -98,8 +104,12 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
     write_atomically(path, _csv(frame).encode())
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     """A CSV file of the schema as a table, as `to_frame` makes it.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have; others may be missing, and are then empty.
 
     Raises:
         FileError: It cannot be read.
@@ -112,7 +122,7 @@ def read(path: Path) -> pd.DataFrame:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, csv.Error) as error:  # ValueError: nothing in it, or no UTF-8 text
         raise TaskError(f"{path}: cannot be read as a table ({one_line(error)})") from None
-    if missing := [column for column in COLUMNS if column not in head and column not in LATER]:
+    if missing := [column for column in needed if column not in head]:
         raise TaskError(f"{path}: not a leaderboard (column {missing[0]} is missing)")
     if len(set(head)) < len(head):
         raise TaskError(f"{path}: not a leaderboard (duplicate column)")
@@ -120,7 +130,8 @@ def read(path: Path) -> pd.DataFrame:
         if len(line) != len(head):
             raise TaskError(f"{path}: row {number} has {len(line)} cells; expected {len(head)}")
     cells = dict(zip(head, zip(*lines, strict=True), strict=True)) if lines else {}
-    columns = [column for column in (*COLUMNS, *DEVELOPMENT) if column in head or column in LATER]
+    further = DEVELOPMENT if any(column in head for column in DEVELOPMENT) else ()
+    columns = [*COLUMNS, *further]
     found = {column: cells.get(column, [""] * len(lines)) for column in columns}
     for column in found:
         if column in TEXT:
@@ -173,6 +184,18 @@ def is_fraction(row: Mapping[str, Any]) -> bool:
     return str(row["metric"]).startswith(("acc", "exact_match")) or not pd.isna(row["gained"])
 
 
+def change(row: Mapping[str, Any]) -> str:
+    """A row's change with its interval, in points for a fraction; nothing where there is none."""
+    if row["delta"] is None:
+        return ""
+    return _change(row["delta"], row["ci_low"], row["ci_high"], is_fraction(row))
+
+
+def amount(row: Mapping[str, Any], value: float) -> str:
+    """A size of a change on a row's metric, without a sign, in points for a fraction."""
+    return f"{100 * value:.1f} points" if is_fraction(row) else f"{value:.3g}"
+
+
 _CONTEXT = ("model", "strength", "seed")
 """Columns that say nothing in a terminal where all rows agree."""
 
@@ -184,11 +207,11 @@ _FROM_OUTSIDE = (*_LEFT, "seed")
 
 
 def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a reader sees of a row, by heading; all empty for a row of None. A star marks a significant change."""
+    """What a reader sees of a row, by heading; all empty for a row of None."""
     fraction = row["metric"] is not None and is_fraction(row)
     filter_name = "" if row["filter"] in (None, "", "none") else f",{row['filter']}"
     star = " *" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
-    change = "" if row["delta"] is None else _change(row["delta"], row["ci_low"], row["ci_high"], fraction)
+    changed = change(row)
     found = {
         "model": _text(row["model"]),
         "booster": _text(row["booster"]),
@@ -209,7 +232,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         "n": _number(row["n"], "d"),
         "baseline": _mean(row["baseline"], fraction),
         "steered": _mean(row["steered"], fraction),
-        "change [95% interval]": change and change + star,
+        "change [95% interval]": changed and changed + star,
         "p": _number(row["p_value"], ".2g"),
         "p (Holm)": _number(row["p_holm"], ".2g"),
     }

@@ -41,6 +41,11 @@ def test_the_commands_write_a_table_and_a_plot(model: str, tmp_path: Path) -> No
     assert set(written["n"]) == {12} and set(written["development_n"]) == {6} and set(written["trained_n"]) == {6}
     assert (tmp_path / "layers" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     assert str(tmp_path) not in (tmp_path / "layers" / "sweep.csv").read_text()
+    assert result.stderr.splitlines()[-1] == (
+        f"To look at the results: aft report {tmp_path / 'layers'} -o report.html"
+    )
+    assert aft("report", tmp_path / "layers", "-o", tmp_path / "r.html").exit_code == 0
+    assert f"chose {chosen} among 2" in (tmp_path / "r.html").read_text(encoding="utf-8")
     again = aft("sweep", "layers", "--layers", "1-2", *options, "--format", "json")
     assert again.exit_code == 0, again.stderr
     assert [row["layers"] for row in json.loads(again.stdout)] == ["1", "2"]

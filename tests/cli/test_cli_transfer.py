@@ -60,6 +60,10 @@ def test_the_command_runs_the_study_that_python_runs_and_never_twice(
     assert first.stdout == table.render(found[found["p_holm"].notna()], "table") + "\n"
     assert "toy_choice: 23 training documents from train[0:24]" in first.stderr
     assert files[2].read_text() == table.render(found, "md") + "\n"
+    last = first.stderr.splitlines()[-1]
+    assert last == f"To look at the results: aft report {tmp_path / 'work'} {tmp_path / 'work.csv'} -o report.html"
+    made = aft("report", tmp_path / "work", tmp_path / "work.csv", "-o", tmp_path / "report.html")
+    assert made.exit_code == 0 and "toy_choice" in (tmp_path / "report.html").read_text(), made.stderr
     assert all(path.stat().st_size > 500 for path in files)
     before = {path: path.read_bytes() for path in [tmp_path / "work.csv", *files]}
     for module, name in ((training, "train"), (evaluation, "evaluate")):

@@ -77,6 +77,8 @@ def test_output_folders_are_named_after_the_boosters(model: str, in_tmp: Path) -
     assert all(len(list((Path("out") / name).rglob("results_*.json"))) == 1 for name in folders)
     names = pd.read_csv(io.StringIO(result.stdout))["booster"].tolist()
     assert names == ["a.safetensors", "a.safetensors (2)", "a.safetensors+b.safetensors:2", "b.safetensors:0.5"]
+    assert result.stderr.splitlines()[-1] == "To look at the results: aft report out --samples -o report.html"
+    assert aft("report", "out", "--samples", "-o", "report.html").exit_code == 0
     # What was written pairs up again.
     added = aft("leaderboard", "add", "out", "--to", "l.csv")
     assert added.exit_code == 0 and "4 rows added" in added.stdout, added.output

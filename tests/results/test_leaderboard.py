@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import lines, run
 
 from aft_harness.errors import FileError, TaskError
-from aft_harness.results.leaderboard import add, corrected, load
+from aft_harness.results.leaderboard import add, corrected, load, merged
 from aft_harness.results.runs import rows
 from aft_harness.results.statistics import exact_mcnemar, holm
 from aft_harness.results.table import COLUMNS, LATER, POOLED, render, to_csv, to_frame
@@ -239,3 +239,29 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(FileError, match=r"^\S*/l\.csv: the folder cannot be written to or locked \(Permission denied"):
         add(tmp_path / "l.csv", [])
+
+
+def test_tables_become_one_with_one_correction() -> None:
+    first = rows([run({"a": lines([0] * 9)}), run({"a": lines([1] * 9)}, "s")])
+    second = rows([run({"b": lines([0] * 9)}), run({"b": lines([1] * 8 + [0])}, "s")])
+    found = merged([corrected(first), corrected(second)])
+    assert [row["task"] for row in found] == ["a", "b"]
+    assert [row["p_holm"] for row in found] == holm([row["p_value"] for row in found])
+    assert merged([first]) == corrected(first)
+
+
+def test_of_rows_about_the_same_the_last_counts_whatever_the_booster_is_called() -> None:
+    (row,) = rows([run({"a": lines([0, 0])}), run({"a": lines([1, 0])}, "s")])
+    named = {**row, "booster": "mine", "date": "later"}
+    assert [(each["booster"], each["p_holm"]) for each in merged([[row], [named]])] == [("mine", row["p_value"])]
+    assert len(merged([[row], [{**named, "documents_sha256": "others"}]])) == 2
+    assert len(merged([[row], [{**named, "sweep": "s"}]])) == 2  # the points of a sweep stay together
+    unknown = {**row, "booster_sha256": ""}
+    assert len(merged([[unknown], [{**unknown, "booster": "another"}]])) == 2
+
+
+def test_a_row_that_pools_more_seeds_stays() -> None:
+    runs = [run({"a": lines([0, 0])}), *(run({"a": lines([1, 0])}, f"s{seed}", seed) for seed in (0, 1))]
+    (pooled,) = [row for row in rows(runs) if row["seed"] == POOLED]
+    fewer = {**pooled, "seeds": 1, "booster_sha256": "other", "date": "later"}
+    assert [row["seeds"] for row in merged([[{**pooled, "booster_sha256": "other"}], [fewer]])] == [2]

@@ -21,6 +21,9 @@ from aft_harness.results.table import (
     DEVELOPMENT,
     NUMBERS,
     TEXT,
+    TOLD,
+    amount,
+    change,
     read,
     render,
     sentence,
@@ -202,3 +205,20 @@ def test_what_is_no_table_is_refused_and_named(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(FileError, match=r"nowhere/t\.csv: cannot be written"):
         to_csv(to_frame([]), tmp_path / "nowhere" / "t.csv")
+
+
+def test_a_table_may_lack_what_is_not_needed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    to_frame([made()])[list(TOLD)].to_csv(path, index=False)
+    with pytest.raises(TaskError, match="column model is missing"):
+        read(path)
+    found = read(path, TOLD)
+    assert list(found.columns) == list(COLUMNS) and found["model"].tolist() == [""]
+    assert found["n"].tolist() == [made()["n"]] and found["p_holm"].isna().all()
+
+
+def test_sizes_have_the_unit_of_their_metric() -> None:
+    assert amount(made(), 0.0512) == "5.1 points"
+    assert amount({**made(), "metric": "bits", "gained": None}, 0.0512) == "0.0512"
+    assert change({**made(), "delta": None}) == ""
+    assert change(made()) in render(to_frame([made()]))

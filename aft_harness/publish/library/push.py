@@ -123,7 +123,7 @@ def repository(
             raise TaskError(f"{path}: no row is about this booster (sha256 {booster.sha256[:12]})")
         tables.append(found)
     name = file_name(file or repo.rpartition("/")[2])
-    return Repository(booster, repo, name, leaderboard.merged(tables), base_model)
+    return Repository(booster, repo, name, leaderboard.collected(tables), base_model)
 
 
 def push(
@@ -218,7 +218,7 @@ def _with_published(api: Any, made: Repository, names: set[str], commit: str | N
         )
     results = fetched(card_header.RESULTS)
     known = rows_about(made.booster, read_rows(results)) if results is not None else []
-    return replace(made, rows=leaderboard.merged([known, made.rows])), text
+    return replace(made, rows=leaderboard.collected([known, made.rows])), text
 
 
 def _lower(rows: Sequence[dict[str, Any]]) -> frozenset[str]:
