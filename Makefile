@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check verify-robustness verify-exports format bench clean
+.PHONY: help venv demo test check verify-robustness verify-report verify-exports format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: $(INSTALLED)  ## lint, formatting and types
 
 verify-robustness: $(INSTALLED)  ## feed the readers of files and values 100,000 damaged inputs each
 	AFT_FUZZ=100000 $(BIN)/python -m pytest -q tests/test_fuzz.py tests/test_fuzz_exchange.py
+
+verify-report: $(INSTALLED)  ## open a report of 10,000 rows in Chromium and time it
+	AFT_TIMED=1 $(BIN)/python -m pytest -q tests/publish/report/test_report_browser.py
 
 verify-exports: $(INSTALLED)  ## run every export in its tool and compare the logits (installs the tools, needs ARC-Easy)
 	$(BIN)/python scripts/studies/verify_exports.py

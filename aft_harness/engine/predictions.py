@@ -49,6 +49,12 @@ class Predictions:
         owners = torch.repeat_interleave(torch.arange(len(members)), lengths)
         return cls(members, torch.cat(columns), torch.tensor(targets), owners)
 
+    def positions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where anything is predicted, bool [rows, width], and the place among those positions that predicts each token."""
+        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        keep.view(-1)[self.columns] = True
+        return keep, (keep.view(-1).cumsum(0) - 1)[self.columns]
+
 
 def normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the sum of exponentials at each position, in at least float32, and the largest logit there."""

@@ -241,12 +241,7 @@ class Engine:
         return Scores(predicted.members, sums.to(rounded), misses == 0)
 
     def predictions(self, batch: Batch, requests: Sequence[Request]) -> dict[int, Tensor]:
-        """Logits that predict each continuation's tokens, [tokens, vocabulary], by request; differentiable.
-
-        Args:
-            batch: Rows whose members are indices of `requests`, no two of which share a predicting position.
-            requests: What was laid out.
-        """
+        """Logits that predict each continuation's tokens, [tokens, vocabulary], by request; differentiable."""
         predicted = Predictions.of(batch, requests)
         logits, slots = self._logits(batch, predicted)
         sizes = [len(requests[member].continuation) for member in predicted.members]
@@ -256,9 +251,7 @@ class Engine:
 
     def _logits(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, Tensor]:
         """Logits at the positions that predict something, [n, vocabulary], and which of them predicts each token."""
-        keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
-        keep.view(-1)[predicted.columns] = True
-        slots = (keep.view(-1).cumsum(0) - 1)[predicted.columns]
+        keep, slots = predicted.positions(batch)
         return self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits), slots
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:

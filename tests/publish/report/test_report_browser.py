@@ -318,7 +318,9 @@ def test_without_scripts_the_page_still_tells_its_story(visit: Visit, study: Pat
     assert not page.locator("#board-controls").is_visible() and not page.locator("#theme").is_visible()
 
 
-def test_ten_thousand_rows_open_in_two_seconds_and_sort_at_once(visit: Visit, tmp_path: Path) -> None:
+def test_ten_thousand_rows_are_shown_sorted_and_filtered(visit: Visit, tmp_path: Path) -> None:
+    """Two seconds to open, and 0.3 to sort or filter: asserted by `make verify-report`, where nothing else runs."""
+    timed = bool(os.environ.get("AFT_TIMED"))
     rows = [
         row(
             **{"booster": f"aft s{place // 40} L1", "trained_on": f"s{place // 40}", "task": f"t{place % 40}"},
@@ -333,20 +335,20 @@ def test_ten_thousand_rows_open_in_two_seconds_and_sort_at_once(visit: Visit, tm
     )
     # The machine may be busy with other tests: the best of several visits is what the page takes.
     seconds = []
-    for _ in range(4):
+    for _ in range(4 if timed else 1):
         page = visit(made)
         seconds.append(page.evaluate(shown) / 1000)
         if seconds[-1] < 2:
             break
-    assert min(seconds) < 2, seconds
+    assert min(seconds) < 2 or not timed, seconds
     assert page.inner_text("#status") == "1 to 100 of 10,000 rows"
     click = """(key) => { const start = performance.now();
                document.querySelector(`#rows th[data-key="${key}"] button`).click(); document.body.offsetHeight;
                return performance.now() - start; }"""
     for key in ("change", "booster", "p"):
-        assert min(page.evaluate(click, key) for _ in range(3)) < 300
+        assert min(page.evaluate(click, key) for _ in range(3)) < 300 or not timed
     filtering = """(text) => { const start = performance.now(); const field = document.getElementById("search");
                    field.value = text; field.dispatchEvent(new Event("input")); document.body.offsetHeight;
                    return performance.now() - start; }"""
-    assert min(page.evaluate(filtering, "s249 t1") for _ in range(3)) < 300
+    assert min(page.evaluate(filtering, "s249 t1") for _ in range(3)) < 300 or not timed
     assert page.inner_text("#status") == "1 to 11 of 11 rows"  # t1 and t10 to t19
