@@ -260,6 +260,7 @@ def test_a_phone_shows_a_row_as_a_card(visit: Visit, study: Path) -> None:
     for key in ("booster", "task", "change", "p_holm"):
         assert card.locator(f".c-{key}").is_visible()
     assert not card.locator(".c-baseline").is_visible()
+    assert card.locator(".c-task").inner_text() == "arc_easy, seed pooled, acc"
     card.tap()
     assert page.locator("dialog").is_visible()
 
@@ -318,6 +319,18 @@ def test_without_scripts_the_page_still_tells_its_story(visit: Visit, study: Pat
     assert not page.locator("#board-controls").is_visible() and not page.locator("#theme").is_visible()
 
 
+def working_seconds(visit: Visit, path: Path) -> float:
+    """How long the main thread works until a page is ready and drawn."""
+    page = visit(path)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    return float(metrics["TaskDuration"])
+
+
 def test_ten_thousand_rows_open_in_two_seconds_and_sort_at_once(visit: Visit, tmp_path: Path) -> None:
     rows = [
         row(
@@ -331,22 +344,25 @@ def test_ten_thousand_rows_open_in_two_seconds_and_sort_at_once(visit: Visit, tm
     shown = (
         "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
     )
-    # The machine may be busy with other tests: the best of several visits is what the page takes.
+    # The machine may be busy with other tests, so that wall-clock time says little: what counts then is the time that
+    # the page's own thread works.
+    patience = 5 if os.getloadavg()[0] > (os.cpu_count() or 1) else 1
     seconds = []
-    for _ in range(4):
+    for _ in range(3):
         page = visit(made)
         seconds.append(page.evaluate(shown) / 1000)
         if seconds[-1] < 2:
             break
-    assert min(seconds) < 2, seconds
+    assert min(seconds) < 2 * patience, seconds
+    assert working_seconds(visit, made) < 2
     assert page.inner_text("#status") == "1 to 100 of 10,000 rows"
     click = """(key) => { const start = performance.now();
                document.querySelector(`#rows th[data-key="${key}"] button`).click(); document.body.offsetHeight;
                return performance.now() - start; }"""
     for key in ("change", "booster", "p"):
-        assert min(page.evaluate(click, key) for _ in range(3)) < 300
+        assert min(page.evaluate(click, key) for _ in range(3)) < 300 * patience
     filtering = """(text) => { const start = performance.now(); const field = document.getElementById("search");
                    field.value = text; field.dispatchEvent(new Event("input")); document.body.offsetHeight;
                    return performance.now() - start; }"""
-    assert min(page.evaluate(filtering, "s249 t1") for _ in range(3)) < 300
+    assert min(page.evaluate(filtering, "s249 t1") for _ in range(3)) < 300 * patience
     assert page.inner_text("#status") == "1 to 11 of 11 rows"  # t1 and t10 to t19
