@@ -50,7 +50,7 @@ class Predictions:
         return cls(members, torch.cat(columns), torch.tensor(targets), owners)
 
     def positions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where anything is predicted, bool [rows, width], and the place among those positions that predicts each token."""
+        """Where anything is predicted, bool [rows, width], and which of those positions predicts each token."""
         keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
         keep.view(-1)[self.columns] = True
         return keep, (keep.view(-1).cumsum(0) - 1)[self.columns]

@@ -48,7 +48,8 @@ class Column:
 
 
 def leaderboard_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns; model, strength and seed only where rows differ in them."""
+    """The columns; model, strength and seed only where rows differ in them, a corrected p where there is one."""
+    compared = any(row["p_holm"] is not None for row in rows)
     differing = {key for key in ("model", "strength", "seed") if len({str(row[key]) for row in rows}) > 1}
     found = [
         Column("outcome", "Outcome"),
@@ -62,8 +63,8 @@ def leaderboard_columns(rows: Sequence[Row]) -> list[Column]:
         Column("baseline", "Baseline", True, wide=True),
         Column("steered", "Steered", True, wide=True),
         Column("change", "Change [95% interval]", True),
-        Column("p", "p", True, wide=True),
-        Column("p_holm", "p (Holm)", True),
+        Column("p", "p", True, wide=compared),
+        *([Column("p_holm", "p (Holm)", True)] if compared else []),
     ]
     return [column for column in found if column.key not in ("model", "strength", "seed") or column.key in differing]
 

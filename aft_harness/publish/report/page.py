@@ -248,7 +248,8 @@ def _static(rows: Sequence[Row], data: Mapping[str, Any] | None) -> list[dict[st
     """The first rows as text by column, for readers without JavaScript."""
     if data is None:
         return []
-    order = sorted(range(len(rows)), key=lambda place: (rows[place]["p_holm"] is None, rows[place]["p_holm"] or 0))
+    by = "p_holm" if data["compared"] else "p_value"
+    order = sorted(range(len(rows)), key=lambda place: (rows[place][by] is None, rows[place][by] or 0))
     shown = data["shown"]
     return [
         {key: column["values"][column["index"][place] if column["index"] else 0] for key, column in shown.items()}

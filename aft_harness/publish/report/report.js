@@ -51,7 +51,7 @@
   /* The leaderboard */
   const board = data.board;
   const count = board ? board.count : 0;
-  const state = { key: "p_holm", down: false, page: 0, size: 100 };
+  const state = { key: board && board.compared ? "p_holm" : "p", down: false, page: 0, size: 100 };
   let order = [];
 
   function chip(outcome, words) {
@@ -87,6 +87,13 @@
     return [make("b", {}, change), " ", make("small", {}, interval)];
   }
 
+  /* What columns tell that narrow screens leave out. */
+  function further(row, columns) {
+    const told = { model: "", metric: "", strength: "strength ", seed: "seed " };
+    const texts = columns.filter((column) => column.key in told).map((column) => [told[column.key], read(board.shown[column.key], row)]);
+    return texts.filter(([, text]) => text).map((parts) => `, ${parts.join("")}`).join("");
+  }
+
   function line(row, columns) {
     const outcome = read(board.outcomes, row);
     const cells = columns.map((column) => {
@@ -96,6 +103,7 @@
       if (column.key === "outcome") cell.append(chip(outcome, text));
       else if (column.key === "booster") cell.append(make("button", { class: "link", type: "button" }, ...soft(text)));
       else if (column.key === "change") cell.append(...changed(text));
+      else if (column.key === "task") cell.append(...soft(text), make("span", { class: "more" }, further(row, columns)));
       else if (column.key.startsWith("p")) cell.append(make("span", { class: "label" }, `${column.title} = `), text);
       else cell.append(...soft(text));
       return cell;

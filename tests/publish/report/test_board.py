@@ -14,6 +14,8 @@ def test_columns_that_say_the_same_everywhere_are_left_out() -> None:
     several = [row(), row(model="other", seed="1", strength=0.5)]
     keys = [column.key for column in board.leaderboard_columns(several)]
     assert keys[:6] == ["outcome", "model", "booster", "strength", "seed", "task"]
+    ends = [[(column.key, column.wide) for column in board.leaderboard_columns([row(p_holm=p)])][-1] for p in (None, 1)]
+    assert ends == [("p", False), ("p_holm", False)]
 
 
 def test_the_data_hold_what_the_table_says() -> None:

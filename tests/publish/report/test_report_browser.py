@@ -260,6 +260,7 @@ def test_a_phone_shows_a_row_as_a_card(visit: Visit, study: Path) -> None:
     for key in ("booster", "task", "change", "p_holm"):
         assert card.locator(f".c-{key}").is_visible()
     assert not card.locator(".c-baseline").is_visible()
+    assert card.locator(".c-task").inner_text() == "arc_easy, seed pooled, acc"
     card.tap()
     assert page.locator("dialog").is_visible()
 
@@ -318,8 +319,20 @@ def test_without_scripts_the_page_still_tells_its_story(visit: Visit, study: Pat
     assert not page.locator("#board-controls").is_visible() and not page.locator("#theme").is_visible()
 
 
+def working_seconds(visit: Visit, path: Path) -> float:
+    """How long the main thread works until a page is ready and drawn."""
+    page = visit(path)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    return float(metrics["TaskDuration"])
+
+
 def test_ten_thousand_rows_are_shown_sorted_and_filtered(visit: Visit, tmp_path: Path) -> None:
-    """Two seconds to open, and 0.3 to sort or filter: asserted by `make verify-report`, where nothing else runs."""
+    """Two seconds to open, 0.3 to sort or filter: asserted by `make verify-report`, where nothing else runs."""
     timed = bool(os.environ.get("AFT_TIMED"))
     rows = [
         row(
@@ -333,14 +346,10 @@ def test_ten_thousand_rows_are_shown_sorted_and_filtered(visit: Visit, tmp_path:
     shown = (
         "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
     )
-    # The machine may be busy with other tests: the best of several visits is what the page takes.
-    seconds = []
-    for _ in range(4 if timed else 1):
-        page = visit(made)
-        seconds.append(page.evaluate(shown) / 1000)
-        if seconds[-1] < 2:
-            break
-    assert min(seconds) < 2 or not timed, seconds
+    page = visit(made)
+    if timed:
+        assert min(visit(made).evaluate(shown) for _ in range(3)) < 2000
+        assert working_seconds(visit, made) < 2
     assert page.inner_text("#status") == "1 to 100 of 10,000 rows"
     click = """(key) => { const start = performance.now();
                document.querySelector(`#rows th[data-key="${key}"] button`).click(); document.body.offsetHeight;
