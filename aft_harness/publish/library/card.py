@@ -98,6 +98,7 @@ def render(about: About, previous: str = "") -> str:
         previous: The card that it takes the place of: what stands outside of the part that is written here is kept.
     """
     body = f"{BEGIN}\n{_body(about)}\n{END}"
+    previous = previous.replace("\r\n", "\n")
     if BEGIN in previous and END in previous:
         text = re.sub(r"\A\s*---\n.*?\n---\n", "", previous, count=1, flags=re.DOTALL)
         before, rest = text.split(BEGIN, 1)

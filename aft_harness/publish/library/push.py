@@ -17,7 +17,7 @@ from typing import Any
 import aft_harness.engine.steering  # noqa: F401
 from aft_harness.boosters import card_header, hub, references
 from aft_harness.boosters.booster import PROVIDED, Booster
-from aft_harness.errors import BoosterError, HubError, TaskError
+from aft_harness.errors import AftError, BoosterError, HubError, TaskError
 from aft_harness.publish.library import card
 from aft_harness.publish.library.publication import file_name, read_rows, rows_about
 from aft_harness.results import leaderboard, table
@@ -172,12 +172,13 @@ def push(
             api.create_branch(repo, branch=revision, exist_ok=True)
         parent = api.model_info(repo, revision=revision)
         names = {sibling.rfilename for sibling in parent.siblings or ()}
+        given = len(made.rows)
         made, previous = _with_published(api, made, names, parent.sha)
-        kept = len(made.rows) - len(repository(booster, repo, leaderboards=leaderboards, rows=rows).rows)
+        kept = len(made.rows) - given
         operations = [CommitOperationAdd(name, content) for name, content in made.files(previous).items()]
         message = MESSAGE.format(sha=booster.sha256[:12])
         done = api.create_commit(repo, operations, commit_message=message, revision=revision, parent_commit=parent.sha)
-    except (BoosterError, TaskError):
+    except AftError:
         raise
     except Exception as error:
         raise HubError(f"{repo}: {hub.explained(error, repo, revision=revision)}") from error
@@ -206,9 +207,13 @@ def _with_published(api: Any, made: Repository, names: set[str], commit: str | N
     def fetched(name: str) -> Path | None:
         return Path(api.hf_hub_download(made.repo, name, revision=commit)) if name in names else None
 
-    previous = fetched(card_header.CARD)
-    text = card_header.read_text(previous) if previous is not None else ""
-    named = card_header.named_by(previous) if previous is not None else None
+    previous, results = fetched(card_header.CARD), fetched(card_header.RESULTS)
+    try:
+        text = card_header.read_text(previous) if previous is not None else ""
+        named = card_header.named_by(previous) if previous is not None else None
+        known = rows_about(made.booster, read_rows(results)) if results is not None else []
+    except AftError as error:
+        raise BoosterError(f"{made.repo}: {error}") from None
     if named is None and (text.strip() or names & {"config.json", "model.safetensors", "adapter_config.json"}):
         raise BoosterError(f"{made.repo}: a repository of something else (its card names no booster); choose another")
     if named is not None and named[0] != made.file:
@@ -216,8 +221,6 @@ def _with_published(api: Any, made: Repository, names: set[str], commit: str | N
             f"{made.repo}: has the booster {named[0]}, and a repository has one; push to another repository, or name "
             f"the file {named[0]} to replace it"
         )
-    results = fetched(card_header.RESULTS)
-    known = rows_about(made.booster, read_rows(results)) if results is not None else []
     return replace(made, rows=leaderboard.collected([known, made.rows])), text
 
 

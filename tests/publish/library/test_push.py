@@ -103,6 +103,9 @@ def test_repositories_of_something_else_are_left_alone(loopback_hub: Hub) -> Non
         with pytest.raises(BoosterError, match="a repository of something else"):
             push(BOOSTER, "me/arc")
         assert loopback_hub.repos["me/arc"].refs["main"] == before
+    loopback_hub.repos["me/arc"].commit({"README.md": b"---\nbooster: 3\n---\n"})
+    with pytest.raises(BoosterError, match=r"^me/arc: README\.md: booster is not a mapping"):
+        push(BOOSTER, "me/arc")
     push(BOOSTER, "me/new")
     with pytest.raises(BoosterError, match=r"me/new: has the booster new\.safetensors, and a repository has one"):
         push(BOOSTER, "me/new", file="other.safetensors")
