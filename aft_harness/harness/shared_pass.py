@@ -90,7 +90,7 @@ class SharedPass:
                     pairs = dict(zip(members, found, strict=True))
                     asked = [self._asked[places[member]] for member in pairs]
                     scores = [score for score, _ in pairs.values()]
-                    refuse_non_finite(asked, scores, self._variants[index], self._lm.model.dtype)
+                    refuse_non_finite(asked, scores, self._variants[index], self._lm.weights_dtype)
                     self._scored[index].update((places[member], result) for member, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][member]: result for member, result in pairs.items()})
