@@ -31,6 +31,7 @@ SEQUENCES = 128
 _OUTPUTS = 2**26  # numbers of the logits of one decode
 _CELLS = 256  # llama.cpp rounds the size of a cache up to a multiple
 _ALL_LAYERS = -1
+_QUANTISED, _BLOCK = ("q", "iq"), 32  # the types of caches that are, and numbers of one of their blocks
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Llama:
         flash_attn: `auto`, `on` or `off`.
     """
 
+    _context: Any
+
     def __init__(self, path: str | os.PathLike[str], settings: LlamaSettings) -> None:
         """Loads the file.
 
@@ -86,6 +89,7 @@ class Llama:
         """
         self.path, self.settings = checked_file(path), settings
         self._lib = lib = library()
+        self._context, self._cells, self._owner = None, 0, True
         parameters = lib.llama_model_default_params()
         offloads = bool(lib.llama_supports_gpu_offload())
         layers = settings.n_gpu_layers
@@ -112,11 +116,26 @@ class Llama:
             raise ModelError(f"{self.path}: is not a causal language model")
         default = "f32" if self.weights == "F32" else "f16"
         self.type_k, self.type_v = settings.type_k or default, settings.type_v or default
-        quantised = self.type_v.startswith(("q", "iq"))
+        self._check_cache_types()
+        quantised = self.type_v.startswith(_QUANTISED)
         self.flash_attn = settings.flash_attn or ("auto" if self.on_gpu or quantised else "off")
-        self._context: Any = None
-        self._cells, self._owner = 0, True
         self._vectors: NDArray[np.float32] | None = None
+
+    def _check_cache_types(self) -> None:
+        """Refuses what llama.cpp would end the process for.
+
+        Raises:
+            ModelError: A quantised type for heads that are not made of whole blocks.
+        """
+        architecture = self.metadata("general.architecture")
+        heads = int(self._lib.llama_model_n_head(self._model)) or 1
+        for name, key, kind in (("type_k", "key", self.type_k), ("type_v", "value", self.type_v)):
+            size = int(self.metadata(f"{architecture}.attention.{key}_length") or self.width // heads)
+            if kind.startswith(_QUANTISED) and size % _BLOCK:
+                raise ModelError(
+                    f"{name}={kind}: this model's heads have a width of {size}, and quantised types need a multiple of "
+                    f"{_BLOCK}; use f16"
+                )
 
     @property
     def version(self) -> str:

@@ -32,6 +32,9 @@ TOLERANCE = 0.01
 COARSE_TOLERANCE = 0.15
 """The same for weights that are not float32: activations are rounded, to 8 bits for quantised ones."""
 
+_LOOKED_AT = 100
+"""Decodes of which one is tried."""
+
 _AT_A_TIME = 16
 """Decodes that run under one steering before the next one's turn."""
 
@@ -235,12 +238,16 @@ class Sequences:
         return list(zip(map(float, sums.tolist()), (misses == 0).tolist(), strict=True))
 
     def _try(self, requests: Sequence[Request], indices: Sequence[int], steering: Vectors | None) -> None:
-        """Compares the first decodes with one sequence at a time, once; see the module."""
+        """Compares decodes that share much with one sequence at a time, once; see the module."""
         if self._tried or not self.sharing:
             return
-        plan = self._plan(requests, indices)[:2]
-        if sum(len(decode.members) for decode in plan) == 1:
+        whole = self._plan(requests, indices)[:_LOOKED_AT]
+        widest = max(range(len(whole)), key=lambda place: len(whole[place].kept))
+        # With the decode after it, which goes on from what it leaves.
+        tried = [member for decode in whole[widest : widest + 2] for member in decode.members]
+        if len(tried) == 1:
             return
+        plan = self._plan(requests, tried)
         self._tried = True
         wanted = list(dict.fromkeys(member for decode in plan for member in (decode.members[0], decode.members[-1])))
         try:
