@@ -22,9 +22,11 @@ from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
 from aft_harness.harness.examples import TaskExamples, examples_of
+from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
 from aft_harness.harness.opening import Model, opened
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
+from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.harness.tasks import Tasks
 from aft_harness.progress import OnProgress, OnTraining, TrainingProgress, ignore
 from aft_harness.results import leaderboard, table
@@ -165,8 +167,8 @@ def evaluate(
     """Evaluates boosters against a shared baseline in one pass over the tasks.
 
     Args:
-        model: A hub id, a folder, or a loaded model.
-        tokenizer: Tokenizer of a loaded model.
+        model: A hub id, a folder, a loaded model, or a `.gguf` file.
+        tokenizer: Tokenizer of a loaded model; of a file, the checkpoint whose tokenizer must make the same tokens.
         tasks: lm-eval tasks or groups.
         boosters: Boosters, or files and addresses in the syntax of `vector=`, or a mapping from names to these.
         limit: Maximum number of documents per task; None means all.
@@ -188,7 +190,7 @@ def evaluate(
     asked = Slice.parse(docs) if isinstance(docs, str) else docs
     if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
         raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
-    with opened(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
+    with _evaluated(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
         found = evaluation.evaluate(
             lm,
             variants,
@@ -235,6 +237,17 @@ def transfer(
         plan = Plan.read(Path(plan), models)
     place = make_folder(Path(folder))
     return transfer_study.run(plan, place, Path(table) if table else place / "leaderboard.csv", reports)
+
+
+@contextmanager
+def _evaluated(model: Model, tokenizer: Any, **model_args: Any) -> Iterator[SteeredLM]:
+    """Opens a model for evaluation, which GGUF files are, too."""
+    if is_gguf(model):
+        further = {} if tokenizer is None else {"tokenizer": tokenizer}
+        yield SteeredGgufLM(str(model), **further, **model_args)
+        return
+    with opened(model, tokenizer, **model_args) as lm:
+        yield lm
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from fuzz_cases import INPUTS, PROVENANCE, STRANGE, mutated, used, watched
 from safetensors.torch import save as safetensors_bytes
 
 from aft_harness.boosters.booster import Booster
+from aft_harness.engine.gguf_file import TensorEntry, metadata_entry, tensor_entry, written_header
 from aft_harness.publish.export.gguf import control_vector
 from aft_harness.publish.export.origin import MODEL
 from aft_harness.publish.export.registry import export
 from aft_harness.publish.export.target import RECORD
-from aft_harness.publish.gguf_file import TensorEntry, metadata_entry, tensor_entry, written_header
 from aft_harness.publish.imports import peft_folder
 from aft_harness.publish.imports.importing import import_booster
 

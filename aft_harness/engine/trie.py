@@ -30,6 +30,10 @@ class Trie:
     """The trie of token sequences, which can be laid out in rows of any width.
 
     The rows depend on the arguments alone, and hold every sequence exactly once.
+
+    Attributes:
+        leaves: in the order of their tokens.
+        shared: how many tokens each leaf begins with as the next one does; 0 for the last.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], tails: Sequence[int]) -> None:
@@ -48,7 +52,7 @@ class Trie:
             if not 1 <= tail <= len(sequence):
                 raise ValueError(f"sequence {index}: a tail of {tail} does not fit {len(sequence)} tokens")
         self._tails = tails
-        self._leaves, self._shared = _leaves(sequences)
+        self.leaves, self.shared = _leaves(sequences)
 
     def choose_width(self, max_tokens: int, *, attention_cost: float, widths: Sequence[int] = WIDTHS) -> int:
         """Find the row width at which scoring these sequences costs least.
@@ -71,9 +75,9 @@ class Trie:
         """
         if not widths:
             raise ValueError("no candidate widths")
-        longest = max((len(leaf.tokens) for leaf in self._leaves), default=1)
-        lengths = [len(leaf.tokens) for leaf in self._leaves[:_SAMPLED_LEAVES]]
-        shared = [*self._shared[: len(lengths) - 1], 0] if lengths else []
+        longest = max((len(leaf.tokens) for leaf in self.leaves), default=1)
+        lengths = [len(leaf.tokens) for leaf in self.leaves[:_SAMPLED_LEAVES]]
+        shared = [*self.shared[: len(lengths) - 1], 0] if lengths else []
 
         def cost(width: int) -> float:
             groups = grouped([piece.size for piece in _plan(lengths, shared, width)], max_tokens)
@@ -99,8 +103,8 @@ class Trie:
         """
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        pieces = _plan([len(leaf.tokens) for leaf in self._leaves], self._shared, width)
-        return [_row([self._leaves[index] for index in sorted(piece.parts)], self._tails) for piece in pieces]
+        pieces = _plan([len(leaf.tokens) for leaf in self.leaves], self.shared, width)
+        return [_row([self.leaves[index] for index in sorted(piece.parts)], self._tails) for piece in pieces]
 
 
 def pack(sequences: Sequence[Sequence[int]], tails: Sequence[int], width: int) -> list[Row]:
@@ -113,14 +117,19 @@ def pack(sequences: Sequence[Sequence[int]], tails: Sequence[int], width: int) -
 
 
 @dataclass(slots=True)
-class _Leaf:
-    """A path from the root of the trie to a leaf, and the sequences (length, index) that end on the path."""
+class Leaf:
+    """A path from the root of the trie to a leaf, and the sequences that end on the path.
+
+    Attributes:
+        tokens: int32, from the root to the leaf.
+        members: of each sequence its length, and its index; the longest is the whole path.
+    """
 
     tokens: NDArray[np.int32]
     members: list[tuple[int, int]]
 
 
-def _leaves(sequences: Sequence[Sequence[int]]) -> tuple[list[_Leaf], list[int]]:
+def _leaves(sequences: Sequence[Sequence[int]]) -> tuple[list[Leaf], list[int]]:
     """Sort sequences into the leaves of their trie.
 
     A sequence that is equal to another or a prefix of it needs no columns of its own and joins the other's leaf.
@@ -134,7 +143,7 @@ def _leaves(sequences: Sequence[Sequence[int]]) -> tuple[list[_Leaf], list[int]]
     # Big-endian bytes sort as the tokens do, at the speed of memcmp: long prefixes shared by thousands cost nothing.
     keys = [path.astype(">i4").tobytes() for path in paths]
 
-    leaves: list[_Leaf] = []
+    leaves: list[Leaf] = []
     shared: list[int] = []
     for index in sorted(range(len(paths)), key=keys.__getitem__):
         path = paths[index]
@@ -143,7 +152,7 @@ def _leaves(sequences: Sequence[Sequence[int]]) -> tuple[list[_Leaf], list[int]]
             leaves[-1].tokens = path
             leaves[-1].members.append((len(path), index))
         else:
-            leaves.append(_Leaf(path, [(len(path), index)]))
+            leaves.append(Leaf(path, [(len(path), index)]))
             shared.append(common)
     # Extending a leaf leaves the prefix it shares with the leaf before unchanged: they had parted already.
     return leaves, [*shared, 0][1:]
@@ -186,7 +195,7 @@ def _plan(lengths: Sequence[int], shared: Sequence[int], width: int) -> list[Pie
     return best_fit(pieces, 0, width)
 
 
-def _row(leaves: Sequence[_Leaf], tails: Sequence[int]) -> Row:
+def _row(leaves: Sequence[Leaf], tails: Sequence[int]) -> Row:
     """Lay leaves, in sorted order, out depth-first in one row."""
     common = [0, *(_common_prefix(left.tokens, right.tokens) for left, right in pairwise(leaves))]
     size = sum(len(leaf.tokens) - prefix for leaf, prefix in zip(leaves, common, strict=True))

@@ -27,10 +27,9 @@ from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_commit_f
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import AftError, TaskError
-from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
-from aft_harness.harness.shared_pass import SharedPass, VariantLM
+from aft_harness.harness.shared_pass import SharedPass, SteeredLM, VariantLM
 from aft_harness.harness.shared_task import built_once
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, unchanged
 from aft_harness.progress import OnProgress, ignore
@@ -65,7 +64,7 @@ class VariantResults:
 
 
 def evaluate(
-    lm: SteeredHFLM,
+    lm: SteeredLM,
     variants: Sequence[Variant],
     tasks: Sequence[str],
     prompt_format: PromptFormat | None = None,
@@ -161,10 +160,10 @@ def _seed(tasks: Iterable[Any], prompt_format: PromptFormat) -> None:
         configure(task, prompt_format.num_fewshot)
 
 
-def _config(lm: SteeredHFLM, variant: Variant, limit: int | None) -> dict[str, Any]:
+def _config(lm: SteeredLM, variant: Variant, limit: int | None) -> dict[str, Any]:
     """The results' `config`, by the keys of the stock evaluator."""
     return {
-        "model": "steered-hf",
+        "model": lm.model_type,
         "model_args": {"pretrained": lm.base_model.name},
         **lm.with_variant(variant).get_model_info(),
         "batch_size": None,
@@ -188,9 +187,7 @@ def _environment(folder: str) -> Mapping[str, Any]:
     return found
 
 
-def _write(
-    results: dict[str, Any], output: Path, variant: Variant, lm: SteeredHFLM, prompt_format: PromptFormat
-) -> None:
+def _write(results: dict[str, Any], output: Path, variant: Variant, lm: SteeredLM, prompt_format: PromptFormat) -> None:
     """Writes lm-eval's own output files."""
     folder = output / variant.folder
     tracker = EvaluationTracker(output_path=str(folder))

@@ -15,6 +15,7 @@ from torch import nn
 
 from aft_harness.engine.decoder import input_device
 from aft_harness.errors import ModelError
+from aft_harness.harness.gguf import is_gguf
 from aft_harness.harness.model import SteeredHFLM
 
 Model = str | Path | nn.Module
@@ -37,6 +38,8 @@ def opened(
     Raises:
         ModelError: The model cannot be loaded or steered.
     """
+    if is_gguf(model):
+        raise ModelError(f"{model}: a GGUF file can only be evaluated; name the checkpoint that it was made from")
     if not isinstance(model, nn.Module):
         yield SteeredHFLM(str(model), dtype=dtype, batch_size=batch_size, tokenizer=tokenizer, **model_args)
         return

@@ -15,10 +15,14 @@ from lm_eval.models.utils import Collator
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.scoring import Request
+from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.guards import refuse_non_finite
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
 from aft_harness.progress import OnProgress
+
+SteeredLM = SteeredHFLM | SteeredGgufLM
+"""The model types that are evaluated under several variants at once."""
 
 _KEPT_AT_ONCE = 16
 """Texts that are generated before they are stored, where the batch size is found automatically."""
@@ -28,7 +32,7 @@ class SharedPass:
     """Scores each request under all variants when the first of them asks for it."""
 
     def __init__(
-        self, lm: SteeredHFLM, variants: Sequence[Variant], store: ScoreStore | None, on_progress: OnProgress
+        self, lm: SteeredLM, variants: Sequence[Variant], store: ScoreStore | None, on_progress: OnProgress
     ) -> None:
         """Checks that every booster fits; nothing is scored yet.
 
@@ -90,7 +94,7 @@ class SharedPass:
                     pairs = dict(zip(members, found, strict=True))
                     asked = [self._asked[places[member]] for member in pairs]
                     scores = [score for score, _ in pairs.values()]
-                    refuse_non_finite(asked, scores, self._variants[index], self._lm.model.dtype)
+                    refuse_non_finite(asked, scores, self._variants[index], self._lm.weights_dtype)
                     self._scored[index].update((places[member], result) for member, result in pairs.items())
                     if self._store:
                         self._store.put({keys[index][member]: result for member, result in pairs.items()})
@@ -135,7 +139,7 @@ class SharedPass:
         return [texts[place] for place in range(len(requests))]
 
 
-def _batches(requests: Sequence[Instance], lm: SteeredHFLM, automatic: int) -> Iterator[list[int]]:
+def _batches(requests: Sequence[Instance], lm: SteeredLM, automatic: int) -> Iterator[list[int]]:
     """The places of requests, in the batches and the order in which `hf` generates.
 
     Args:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aft_harness.engine.gguf_file import F32, TensorEntry, metadata_entry, tensor_entry, written_header
 from aft_harness.errors import ExportError
 from aft_harness.publish.export.gguf_model import ModelFile
 from aft_harness.publish.export.origin import entries
 from aft_harness.publish.export.target import Exported, Option, Order, Target
-from aft_harness.publish.gguf_file import F32, TensorEntry, metadata_entry, tensor_entry, written_header
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,11 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from aft_harness.errors import AftError, ExportError, FileError
-from aft_harness.files import check_regular, exists
-from aft_harness.publish.export.origin import entries
-from aft_harness.publish.export.target import Exported, Option, Order, Target
-from aft_harness.publish.gguf_file import (
+from aft_harness.engine.gguf_file import (
     F32,
     GgufHeader,
     TensorEntry,
@@ -30,6 +26,10 @@ from aft_harness.publish.gguf_file import (
     tensor_entry,
     written_header,
 )
+from aft_harness.errors import AftError, ExportError, FileError
+from aft_harness.files import check_regular, exists
+from aft_harness.publish.export.origin import entries
+from aft_harness.publish.export.target import Exported, Option, Order, Target
 from aft_harness.text import printable
 
 if TYPE_CHECKING:

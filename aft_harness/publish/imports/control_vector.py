@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aft_harness.engine.gguf_file import F32, MAGIC, GgufHeader, TensorEntry, read_header
 from aft_harness.errors import BoosterError
 from aft_harness.publish.export.origin import KEY
-from aft_harness.publish.gguf_file import F32, MAGIC, GgufHeader, TensorEntry, read_header
 from aft_harness.publish.imports.foreign import Foreign, checked_vector, layer_number
 from aft_harness.text import printable
 

@@ -9,7 +9,7 @@ import gguf
 import pytest
 from publish_cases import gguf_model
 
-from aft_harness.publish.gguf_file import (
+from aft_harness.engine.gguf_file import (
     BLOCKS,
     GgufError,
     TensorEntry,
