@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aft_harness.engine.steering import Steering
     from aft_harness.errors import AftError
     from aft_harness.harness.model import SteeredHFLM
-    from aft_harness.harness.selection import PromptFormat, TaskSelection
+    from aft_harness.harness.selection import PairSelection, PromptFormat, TaskSelection
     from aft_harness.publish.export.registry import export
     from aft_harness.publish.export.target import Exported
     from aft_harness.training.recipe import Settings
@@ -34,6 +34,7 @@ _HOME = {
     "Booster": "engine.steering",  # which gives boosters their `applied_to`
     "EvaluationResult": "api",
     "Exported": "publish.export.target",
+    "PairSelection": "harness.selection",
     "PromptFormat": "harness.selection",
     "Settings": "training.recipe",
     "SteeredHFLM": "harness.model",
@@ -54,6 +55,7 @@ __all__ = [
     "Booster",
     "EvaluationResult",
     "Exported",
+    "PairSelection",
     "PromptFormat",
     "Settings",
     "SteeredHFLM",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -36,6 +36,7 @@ from aft_harness.harness import guards
 from aft_harness.harness.identity import answer_settings, cache_identity
 from aft_harness.harness.loading import load_as_hf, shown
 from aft_harness.harness.prompts import PromptGuard
+from aft_harness.text import reason
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,29 @@ class SteeredHFLM(HFLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """As `hf`."""
         return self._prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
+
+    def chat_text(self, messages: Sequence[Mapping[str, str]], *, answered: bool = False) -> str:
+        """Messages as the chat template has them; one that it refuses is an error, where `hf` leaves out the system's.
+
+        Args:
+            messages: With `role` and `content`.
+            answered: The last one is the answer; otherwise the text ends where the answer begins.
+
+        Raises:
+            ModelError: There is no chat template, or it does not take these messages.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ModelError(f"the tokenizer of {self.base_model.name} has no chat template")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=not answered,
+                **self.chat_template_args,
+            )
+        except Exception as error:  # templates are programs of their own
+            raise ModelError(f"the chat template refuses these messages ({reason(error)})") from None
+        return text if answered else self._prompts.templated(text)
 
     def guard(self, requests: Sequence[Instance]) -> None:
         """Emits the warnings that are due before an evaluation.

@@ -65,11 +65,12 @@ def run_epoch(
         schedule.optimizer.zero_grad()
         batch_loss = 0.0
         for chunk in objective.prepared.chunks(batch):
-            losses = torch.stack([outcome.loss for outcome in objective.outcomes(chunk)])
-            weights = torch.tensor([objective.examples[index].weight for index in chunk], device=losses.device)
-            loss = (losses * weights).sum() / weight
-            loss.backward()
-            batch_loss += loss.item()
+            for part in objective.losses(chunk):
+                losses = torch.stack(list(part.values()))
+                weights = torch.tensor([objective.examples[index].weight for index in part], device=losses.device)
+                loss = (losses * weights).sum() / weight
+                loss.backward()
+                batch_loss += loss.item()
         if not math.isfinite(batch_loss) or not gradients_are_finite():
             raise TrainingError(
                 f"the loss became {batch_loss} in epoch {epoch}; lower the learning rate ({settings.lr:g})"
