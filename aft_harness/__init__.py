@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aft_harness.errors import AftError
     from aft_harness.harness.model import SteeredHFLM
     from aft_harness.harness.opening import opened
-    from aft_harness.harness.selection import PromptFormat, TaskSelection
+    from aft_harness.harness.selection import PairSelection, PromptFormat, TaskSelection
     from aft_harness.publish.export.registry import export
     from aft_harness.publish.export.target import Exported
     from aft_harness.publish.library.pull import Pulled, pull
@@ -39,6 +39,7 @@ _HOME = {
     "Booster": "publish.library.push",  # which gives boosters their `applied_to` and `push_to_hub`
     "EvaluationResult": "api",
     "Exported": "publish.export.target",
+    "PairSelection": "harness.selection",
     "PromptFormat": "harness.selection",
     "Pulled": "publish.library.pull",
     "Settings": "training.recipe",
@@ -64,6 +65,7 @@ __all__ = [
     "Booster",
     "EvaluationResult",
     "Exported",
+    "PairSelection",
     "PromptFormat",
     "Pulled",
     "Settings",

@@ -17,13 +17,16 @@ import pandas as pd
 from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
-from aft_harness.errors import ParseError, TaskError, TrainingError
+from aft_harness.errors import ModelError, ParseError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
 from aft_harness.harness.examples import TaskExamples, examples_of
 from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
+from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.opening import Model, opened
+from aft_harness.harness.pair_examples import draw_pairs, evaluated_pairs
+from aft_harness.harness.pair_sources import Pairs, read_all, refuse_same_names
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
 from aft_harness.harness.shared_pass import SteeredLM
@@ -51,6 +54,7 @@ def train(
     tokenizer: Any = None,
     tasks: TasksLike = (),
     *,
+    pairs: Pairs = (),
     recipe: str = "default",
     limit: int | None = TRAINING_DOCUMENTS,
     dev_docs: int = 0,
@@ -71,10 +75,13 @@ def train(
         model: A hub id, a folder, or a loaded model.
         tokenizer: Tokenizer of a loaded model.
         tasks: lm-eval tasks to train on.
+        pairs: Pairs of texts to train on: mappings with `prompt`, `chosen` and `rejected`, or `prompt` and
+            `completion`, as text or chat messages; or files or data sets of the hub with such rows. A fifth of them, at
+            most 200, is held out, and `held_out` of the result says what became of these.
         recipe: Base settings, which `**settings` override: `default`, or `original`, Activation Fine-Tuning as first
             published.
-        limit: Maximum number of training documents for each task given by name only; None means all.
-        dev_docs: Number of development documents for each such task, used to choose the best epoch.
+        limit: Maximum number of training documents for each task or source of pairs given by name only; None means all.
+        dev_docs: Number of development documents for each of these, used to choose the best epoch.
         prompt_format: How prompts are formatted.
         include_path: Folders with additional task YAML files.
         start: Booster to start from, in the syntax of `vector=`.
@@ -103,32 +110,42 @@ def train(
         raise TrainingError("layers auto and texts to keep cannot be used together")
     begun = Booster.load(start) if start is not None else None
     source = Tasks(include_path)
-    selected = source.select(_selections(tasks, limit, dev_docs))
+    chosen = read_all(pairs, limit, dev_docs)
+    selected = source.select(_selections(tasks, limit, dev_docs)) if tasks or not chosen else []
+    refuse_same_names([*(selection.name for selection, _ in selected), *(given.name for _, given in chosen)])
     with opened(model, tokenizer, **(model_args or {})) as lm:
         drawn = [examples_of(selection, task, lm, prompt_format, how.split_seed) for selection, task in selected]
+        held_out = {}
+        for selection, given in chosen:
+            found = draw_pairs(given, selection, lm, prompt_format, how.split_seed)
+            drawn.append(found.examples)
+            if found.held_out is not None:
+                held_out[given.name] = found.held_out
         for examples in drawn:
             on_examples(examples)
+        options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit}
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
-            return training.train(
-                lm,
-                drawn,
-                how,
-                licence=licence,
-                cache_limit=cache_limit,
-                start=begun,
-                keep_texts=keep_texts,
-                on_progress=report,
-            )
-        candidates = sweep.automatic_layers(len(lm.engine.layers))
+            result = training.train(lm, drawn, how, start=begun, keep_texts=keep_texts, on_progress=report, **options)
+        else:
+            candidates = sweep.automatic_layers(len(lm.engine.layers))
 
-        def report_layer(done: int, total: int, progress: TrainingProgress) -> None:
-            on_progress(progress, f"layer {candidates[done]}, {done + 1} of {total}")
+            def report_layer(done: int, total: int, progress: TrainingProgress) -> None:
+                on_progress(progress, f"layer {candidates[done]}, {done + 1} of {total}")
 
-        result, _ = sweep.best_layer(
-            lm, drawn, how, candidates, licence=licence, cache_limit=cache_limit, on_training=report_layer
-        )
-        return result
+            result, _ = sweep.best_layer(lm, drawn, how, candidates, on_training=report_layer, **options)
+        if not held_out:
+            return result
+        return replace(result, held_out=_paired(lm, [BASELINE, Variant("booster", result.booster)], held_out))
+
+
+def _paired(lm: SteeredHFLM, variants: Sequence[Variant], tasks: Mapping[str, Any]) -> pd.DataFrame:
+    """The paired results of variants on task objects."""
+    source = Tasks()
+    for name, task in tasks.items():
+        source.add(name, task)
+    found = evaluation.evaluate(lm, variants, list(tasks), source=source)
+    return table.to_frame(leaderboard.corrected(rows([each.run for each in found])))
 
 
 @dataclass(frozen=True)
@@ -154,6 +171,7 @@ def evaluate(
     tasks: str | Sequence[str] = (),
     boosters: Boosters = (),
     *,
+    pairs: Pairs = (),
     limit: int | None = None,
     docs: Slice | str | None = None,
     prompt_format: PromptFormat | None = None,
@@ -171,6 +189,7 @@ def evaluate(
         tokenizer: Tokenizer of a loaded model; of a file, the checkpoint whose tokenizer must make the same tokens.
         tasks: lm-eval tasks or groups.
         boosters: Boosters, or files and addresses in the syntax of `vector=`, or a mapping from names to these.
+        pairs: Pairs of texts, as in `train`; of pairs with one prompt the first counts.
         limit: Maximum number of documents per task; None means all.
         docs: Documents to evaluate, as a slice `a:b` of ids.
         prompt_format: How prompts are formatted.
@@ -185,20 +204,27 @@ def evaluate(
         AftError: The model, a booster or a task cannot be used; the message is one line.
     """
     variants = distinct([BASELINE, *_variants(boosters)])
-    source, names = Tasks(include_path), task_names(tasks)
+    source = Tasks(include_path)
+    given = [each for _, each in read_all(pairs)]
+    names = task_names(tasks) if tasks or not given else []
     source.check(names)
-    asked = Slice.parse(docs) if isinstance(docs, str) else docs
+    refuse_same_names(asked := [*names, *(each.name for each in given)])
+    ids = Slice.parse(docs) if isinstance(docs, str) else docs
     if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
         raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
     with _evaluated(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
+        for each in given:
+            if not isinstance(lm, SteeredHFLM):
+                raise ModelError(f"{model}: pairs cannot be evaluated with a GGUF file")
+            source.add(each.name, evaluated_pairs(each, lm, prompt_format))
         found = evaluation.evaluate(
             lm,
             variants,
-            names,
+            asked,
             prompt_format,
             source=source,
             limit=limit,
-            docs=asked,
+            docs=ids,
             output=Path(output) if output else None,
             store=store,
             confirm_run_unsafe_code=confirm_run_unsafe_code,

@@ -52,7 +52,7 @@ class ModelError(AftError, ValueError):
 
 
 class TaskError(AftError, ValueError):
-    """A task, split or document selection that cannot be used, or results that cannot be compared."""
+    """A task, pair of texts, split or document selection that cannot be used, or results that cannot be compared."""
 
 
 class CacheError(AftError, RuntimeError):

@@ -24,3 +24,10 @@ def reason(error: BaseException, *, sentence: bool = False) -> str:
     """
     shown = " ".join(str(error).split())
     return (shown.split(". ")[0] if sentence else shown)[:300]
+
+
+def shared_start(*texts: str) -> str:
+    """The characters that all of some texts begin with."""
+    first, last = min(texts), max(texts)
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differ, min(len(first), len(last)))]

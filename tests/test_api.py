@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,30 @@ def test_a_folder_a_loaded_model_and_the_command_train_the_same_booster(
     assert trained.booster.provenance.training_sha256 == by_command.provenance.training_sha256
     assert loaded.epoch_losses == trained.epoch_losses
     assert not by_command.is_zero
+
+
+def test_pairs_of_a_program_and_of_a_file_train_the_same_booster(
+    folder: str, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Number {number}:", "chosen": f" yes {number}", "rejected": " no"} for number in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    how: dict[str, Any] = {"epochs": 1, "layers": 1, "objective": "both"}
+    before = in_use(model, tokenizer)
+    listed = aft.train(model, tokenizer, pairs=rows, **how)
+    assert_untouched(before, model, tokenizer)
+    read = aft.train(folder, pairs=tmp_path / "pairs.jsonl", **how)
+    assert listed.booster.sha256 == read.booster.sha256
+    assert listed.held_out is not None and tuple(listed.held_out.columns) == COLUMNS
+    assert listed.held_out["n"].tolist() == [2, 2, 2] and listed.held_out["metric"].tolist() == [
+        "acc",
+        "acc_norm",
+        "margin",
+    ]
+    found = aft.evaluate(folder, boosters=listed.booster, pairs=rows)
+    assert found.table["n"].tolist() == [10, 10, 10]
+    assert aft.train(folder, pairs=[aft.PairSelection(rows, held_out=0)], **how).held_out is None
+    mixed = aft.train(folder, tasks="toy_choice", include_path=[TOYS], limit=4, pairs=rows, **how)
+    assert mixed.booster.provenance.trained_on == ["toy_choice", "pairs"]
 
 
 def test_a_model_is_given_back_after_an_error_too(model: Any, tokenizer: Any) -> None:
@@ -287,6 +312,7 @@ WRONG: dict[str, tuple[Callable[[str], Any], str]] = {
     "layer": (lambda folder: train(folder, layers=9), "layer 9 is out of range: the model has layers 0 to 3"),
     "recipe": (lambda folder: train(folder, recipe="mine"), "unknown recipe 'mine'; expected one of default, original"),
     "task": (lambda folder: train(folder, tasks="toy_choise"), "unknown task 'toy_choise'; did you mean"),
+    "pairs": (lambda folder: aft.train(folder, pairs=[{"prompt": "a"}]), "pairs: number 1: has neither chosen nor"),
     "no task": (lambda folder: train(folder, tasks=[]), "no tasks given"),
     "evaluated task": (lambda folder: evaluate(folder, tasks="toy_choise"), "unknown task 'toy_choise'"),
     "no document": (lambda folder: evaluate(folder, tasks="toy_choice", limit=0), "a limit of 0 leaves no documents"),

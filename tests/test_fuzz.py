@@ -26,6 +26,9 @@ from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.provenance import Provenance
 from aft_harness.cli import main
 from aft_harness.errors import AftError
+from aft_harness.harness.pair_sources import PairSet
+from aft_harness.harness.pair_sources import read as read_pairs
+from aft_harness.harness.pairs import questions
 from aft_harness.slices import Slice, SplitSlice
 from aft_harness.studies.plan import Plan
 
@@ -400,6 +403,63 @@ def test_plans(tmp_path: Path) -> None:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with watched(tmp_path, text):
             read(path)
+
+
+PAIR = {
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}],
+    "chosen": [{"role": "assistant", "content": "A cat."}],
+    "rejected": [{"role": "assistant", "content": "Well, a cat."}],
+}
+PAIR_PIECES = [
+    '"',
+    ",",
+    "\n",
+    "\r",
+    "\x00",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\\ud800",
+    "\u2028",
+    "\ufeff",
+    "prompt",
+    "NaN",
+    "'",
+    "\ud800",
+]
+
+
+def test_pair_files(tmp_path: Path) -> None:
+    rng = random.Random(8)
+    text = {"prompt": "It is", "chosen": " a cat.", "rejected": " a dog."}
+    table = 'prompt,chosen,rejected\n"It, is", a cat, a dog\nIt is, a cat, a dog\n'
+    for number in range(INPUTS):
+        row: Any = [PAIR, text, {"prompt": "a", "completion": "b"}][number % 3]
+        for _ in range(rng.randrange(0, 4)):
+            row = mutated(row, rng)
+        with watched(tmp_path, row):
+            used_pairs(read_pairs([row]))
+        path = tmp_path / ("a.jsonl" if number % 2 else "a.csv")
+        content = json.dumps(row) + "\n" if number % 2 else table
+        for _ in range(rng.choice([0, 1, 4])):
+            place = rng.randrange(len(content) + 1)
+            content = content[:place] + rng.choice(PAIR_PIECES) + content[place + rng.choice([0, 1, 9]) :]
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+        with watched(tmp_path, content):
+            try:
+                used_pairs(read_pairs(path))
+            except AftError as error:
+                assert str(error).startswith(f"{path}: "), str(error)
+                raise
+
+
+def used_pairs(found: PairSet) -> None:
+    """What is made of pairs before a model reads them."""
+    assert questions(found.pairs) and found.version
+    for pair in found.pairs:
+        assert all(text.strip() for text in pair.texts)
+        "".join([pair.asked, *pair.texts]).encode()
 
 
 @pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from aft_harness.errors import LONGEST, BoosterError
-from aft_harness.text import printable
+from aft_harness.text import printable, shared_start
 
 HARMFUL = ["\n", "\r", "\t", "\x00", "\x1b[2J", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ud800", "\ue000"]
 
@@ -25,3 +25,11 @@ def test_a_message_has_a_length() -> None:
     message = str(BoosterError(f"a.safetensors: holds {'x' * 10**6}; give another file"))
     assert message.startswith("a.safetensors: holds xxx") and message.endswith("xxx; give another file")
     assert len(message) <= LONGEST + 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "shared"),
+    [(("abc", "abd"), "ab"), (("ab", "abc"), "ab"), (("a", "b"), ""), (("same", "same"), "same"), (("", "a"), "")],
+)
+def test_what_texts_begin_with_alike(texts: tuple[str, ...], shared: str) -> None:
+    assert shared_start(*texts) == shared_start(*texts[::-1]) == shared_start(*texts, texts[0]) == shared

@@ -102,6 +102,7 @@ class TaskRecord(_Record):
     split: Name = ""
     n_train: Count = 0
     n_development: Count = 0
+    n_held_out: Count | None = None
     num_fewshot: Count = 0
     overlapping_dropped: Count = 0
     goldless_dropped: Count = 0

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main, option
+from aft_harness.cli.drawing import selections
 from aft_harness.cli.options import (
     check_model,
     fitting_model_options,
     opened_model,
     prompt_format,
     prompt_options,
-    selections,
 )
 from aft_harness.cli.terminal import counting_bar, layer_lines, lines, note_examples, quiet, score
 from aft_harness.cli.values import BOOSTER_FILE, overwrite_option

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main, note, resumable
+from aft_harness.cli.drawing import pairs_option
 from aft_harness.cli.options import (
     check_model,
     format_option,
@@ -33,7 +34,8 @@ from aft_harness.slices import Slice
     metavar="V",
     help="Booster, in the syntax of vector=; may be repeated.",
 )
-@click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to evaluate.")
+@click.option("--tasks", metavar="T,...", help="lm-eval tasks to evaluate.")
+@pairs_option
 @prompt_options
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of documents per task, for a quick look.")
 @click.option("--docs", type=SLICE, metavar="A:B", help="Documents to evaluate, as a slice of ids.")
@@ -54,7 +56,8 @@ def evaluate(
     *,
     model: dict[str, Any],
     vectors: tuple[str, ...],
-    tasks: str,
+    tasks: str | None,
+    pairs: tuple[str, ...],
     prompting: dict[str, Any],
     limit: int | None,
     docs: Slice | None,
@@ -69,6 +72,8 @@ def evaluate(
 
     All boosters run in one pass over the tasks, and the results are printed as a paired table.
     """
+    if tasks is None and not pairs:
+        raise click.UsageError("Missing option '--tasks' or '--pairs'")
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs cannot be used together")
     if output is not None:
@@ -84,7 +89,8 @@ def evaluate(
         with counting_bar("evaluating", "request") as update:
             found = api.evaluate(
                 name,
-                tasks=tasks,
+                tasks=tasks or (),
+                pairs=pairs,
                 boosters=list(vectors),
                 limit=limit,
                 docs=docs,

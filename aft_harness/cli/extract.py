@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.drawing import drawing_options, selections
 from aft_harness.cli.options import (
     check_model,
-    drawing_options,
     model_options,
     opened_model,
     prompt_format,
     prompt_options,
-    selections,
 )
 from aft_harness.cli.terminal import counting_bar, note_examples, quiet
 from aft_harness.cli.values import BOOSTER_FILE, overwrite_option

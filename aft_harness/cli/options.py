@@ -6,7 +6,7 @@ Knows the words of the command line; what the values mean is the library's busin
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -14,10 +14,9 @@ import click
 from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.vocabulary import Kind
 from aft_harness.cli.app import option
-from aft_harness.cli.values import SLICE, Number, by_task, count, positive
-from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
-from aft_harness.slices import SplitSlice
-from aft_harness.training.recipe import RECIPES, ChoiceNorm, Objective, RateUnit, Schedule, Settings
+from aft_harness.cli.values import SLICE, Number
+from aft_harness.harness.selection import PromptFormat
+from aft_harness.training.recipe import PAIR_OBJECTIVE, RECIPES, ChoiceNorm, Objective, RateUnit, Schedule, Settings
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _Command = Callable[..., Any]
 
 
-def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
+def collected(argument: str, options: Mapping[str, Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
     """Gives a command options whose values arrive together, as a dictionary in one argument."""
 
     def decorate(command: _Command) -> _Command:
@@ -61,10 +60,10 @@ _MODEL: dict[str, Callable[[_Command], _Command]] = {
     "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
 }
 
-model_options = _collected("model", _MODEL)
+model_options = collected("model", _MODEL)
 """Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
 
-recorded_model_options = _collected(
+recorded_model_options = collected(
     "model",
     {
         **_MODEL,
@@ -75,12 +74,12 @@ recorded_model_options = _collected(
 )
 """The same where a file records the model; values that are not given are None."""
 
-fitting_model_options = _collected(
+fitting_model_options = collected(
     "model", {**_MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
 )
 """Which model, where one is needed for `--fit` only."""
 
-prompt_options = _collected(
+prompt_options = collected(
     "prompting",
     {
         "include_path": click.option(
@@ -102,65 +101,6 @@ prompt_options = _collected(
 )
 """How prompts are formatted and where tasks are found, worded as lm-eval words it; for `prompt_format`."""
 
-_TASKS = click.option("--tasks", required=True, metavar="T,...", help="lm-eval tasks to train on.")
-_TRAIN_DOCS = click.option(
-    "--train-docs",
-    multiple=True,
-    metavar="[T=]SPLIT[A:B]",
-    help="Rows to draw documents from.  [default: the training split]",
-)
-_LIMIT = click.option(
-    "--limit", multiple=True, metavar="[T=]N|all", help=f"Training documents per task.  [default: {TRAINING_DOCUMENTS}]"
-)
-_DEV_DOCS = click.option(
-    "--dev-docs",
-    multiple=True,
-    metavar="[T=]N",
-    help="Development documents per task, held out for choosing the epoch, layer or strength.",
-)
-_WEIGHT = click.option("--weight", multiple=True, metavar="T=W", help="Weight of a task in a mixture.  [default: 1]")
-_TARGET_FIELD = click.option(
-    "--target-field",
-    multiple=True,
-    metavar="[T=]FIELD",
-    help="Document field that contains the target text.  [default: the task's own target]",
-)
-_SPLIT_SEED = click.option(
-    "--split-seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed of the split into training and development documents.",
-)
-
-drawing_options = _collected(
-    "drawing",
-    {
-        "tasks": _TASKS,
-        "train_docs": _TRAIN_DOCS,
-        "limit": _LIMIT,
-        "dev_docs": _DEV_DOCS,
-        "weight": _WEIGHT,
-        "target_field": _TARGET_FIELD,
-        "split_seed": _SPLIT_SEED,
-    },
-)
-"""Which documents to learn from; for `selections`."""
-
-development_options = _collected(
-    "drawing",
-    {
-        "tasks": click.option(
-            "--tasks", required=True, metavar="T,...", help="lm-eval tasks to draw development documents from."
-        ),
-        "train_docs": _TRAIN_DOCS,
-        "dev_docs": _DEV_DOCS,
-        "target_field": _TARGET_FIELD,
-        "split_seed": _SPLIT_SEED,
-    },
-)
-"""Which documents to choose by; for `selections`."""
-
 
 def _default(name: str) -> str:
     return f"  [default: {getattr(RECIPES['default'], name)}]"
@@ -170,7 +110,7 @@ def _choice(kind: Any) -> click.Choice[str]:
     return click.Choice(list(get_args(kind)))
 
 
-training_options = _collected(
+training_options = collected(
     "hyperparameters",
     {
         "recipe": click.option(
@@ -189,7 +129,8 @@ training_options = _collected(
         "objective": click.option(
             "--objective",
             type=_choice(Objective),
-            help="Loss on the answer's tokens, on ranking the choices, or both.  [default: both if there are choices]",
+            help="Loss on the answer's tokens, on ranking the choices, both, or for pairs a bidirectional preference "
+            f"loss.  [default: both if there are choices, {PAIR_OBJECTIVE} for pairs with a rejected text]",
         ),
         "choice_norm": click.option(
             "--choice-norm",
@@ -200,7 +141,7 @@ training_options = _collected(
         "temperature": click.option(
             "--temperature",
             type=Number(min=0, min_open=True),
-            help="Temperature of the softmax over the choices.  [default: measured]",
+            help="Temperature of the softmax over the choices; of preference, 1 / beta.  [default: measured; 10]",
         ),
         "epochs": click.option(
             "--epochs", type=click.IntRange(min=1), help=f"Passes over the training documents.{_default('epochs')}"
@@ -229,7 +170,7 @@ training_options = _collected(
 )
 """How to train; for `settings`."""
 
-test_options = _collected(
+test_options = collected(
     "testing",
     {
         "test_tasks": click.option(
@@ -267,43 +208,6 @@ def recipe_settings(hyperparameters: Mapping[str, Any], **others: Any) -> Settin
 def prompt_format(prompting: Mapping[str, Any]) -> PromptFormat:
     """The values of `prompt_options` but for the folders of tasks."""
     return PromptFormat(**{name: value for name, value in prompting.items() if name != "include_path"})
-
-
-def selections(
-    *,
-    tasks: str,
-    train_docs: Sequence[str] = (),
-    limit: Sequence[str] = (),
-    dev_docs: Sequence[str] = (),
-    weight: Sequence[str] = (),
-    target_field: Sequence[str] = (),
-    split_seed: int = 0,
-    development_only: bool = False,
-) -> list[TaskSelection]:
-    """What the values of `drawing_options` select.
-
-    Raises:
-        click.BadParameter: A value that cannot be read, or of a task that is not named.
-    """
-    with option("--tasks"):
-        names = task_names(tasks)
-    limits = by_task("--limit", limit, names, lambda text: None if text == "all" else count(text, least=1))
-    weights = by_task("--weight", weight, names, positive)
-    rows = by_task("--train-docs", train_docs, names, lambda text: SplitSlice.parse(text) and text)
-    development = by_task("--dev-docs", dev_docs, names, count)
-    fields = by_task("--target-field", target_field, names, str)
-    return [
-        TaskSelection(
-            name,
-            limits.get(name, TRAINING_DOCUMENTS),
-            weights.get(name, 1.0),
-            rows.get(name),
-            development.get(name, 0),
-            development_only,
-            fields.get(name),
-        )
-        for name in names
-    ]
 
 
 def check_model(values: Mapping[str, Any], layers: Layers | str | int | None = None) -> None:

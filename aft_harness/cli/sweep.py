@@ -9,17 +9,15 @@ import click
 
 from aft_harness.boosters.layers import Layers
 from aft_harness.cli.app import CONTEXT, main, note, option, resumable
+from aft_harness.cli.drawing import development_options, drawing_options, selections
 from aft_harness.cli.options import (
     check_model,
-    development_options,
-    drawing_options,
     format_option,
     model_options,
     opened_model,
     prompt_format,
     prompt_options,
     recipe_settings,
-    selections,
     test_options,
     training_options,
 )

@@ -217,7 +217,12 @@ def training_summary(result: TrainingResult, output: Path) -> str:
     memory = f", peak memory {result.peak_memory / 2**30:.2f} GiB" if result.peak_memory else ""
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stages.items())
     found.append(("cost", f"{result.seconds:.1f} s ({stages}){memory}"))
-    return "\n".join([*lines(found), "* kept"])
+    shown = [*lines(found), "* kept"]
+    if result.held_out is not None:
+        from aft_harness.results import table
+
+        shown += ["", "On held-out pairs:", table.render(result.held_out, "table")]
+    return "\n".join(shown)
 
 
 def score(result: Score) -> str:

@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.drawing import mixture, training_drawing_options
 from aft_harness.cli.options import (
     check_model,
-    drawing_options,
     model_arguments,
     model_options,
     prompt_format,
     prompt_options,
-    selections,
     settings,
     training_options,
 )
@@ -26,7 +25,7 @@ from aft_harness.training.recipe import Settings
 
 @main.command("train", context_settings=CONTEXT)
 @model_options
-@drawing_options
+@training_drawing_options
 @prompt_options
 @click.option(
     "--layer",
@@ -79,11 +78,14 @@ def train(
     curves: Path | None,
     output: Path,
 ) -> None:
-    """Train a booster on lm-eval tasks.
+    """Train a booster on lm-eval tasks, or on pairs of texts.
 
-    The model stays frozen; training learns vectors that make the correct answers more likely.
+    The model stays frozen; training learns vectors that make the correct answers, or the chosen texts, more likely.
     """
-    selected = selections(**drawing)
+    tasks, pairs = mixture(**drawing)
+    shots = {"--num-fewshot": prompting["num_fewshot"], "--fewshot-as-multiturn": prompting["fewshot_as_multiturn"]}
+    if not tasks and (unused := [name for name, value in shots.items() if value is not None]):
+        raise click.UsageError(f"{unused[0]} needs --tasks")
     with quiet():
         from aft_harness import api
 
@@ -92,7 +94,8 @@ def train(
         with training_bar() as update:
             result = api.train(
                 name,
-                tasks=selected,
+                tasks=tasks,
+                pairs=pairs,
                 prompt_format=prompt_format(prompting),
                 include_path=prompting["include_path"],
                 start=start,

@@ -168,8 +168,17 @@ def in_folder(option: str, path: Path | None) -> None:
         raise click.BadParameter(f"{path}: {path.parent} is not a folder", param_hint=f"'{option}'")
 
 
-def by_task(option: str, values: Sequence[str], names: Sequence[str], read: Callable[[str], Any]) -> dict[str, Any]:
+def by_task(
+    option: str, values: Sequence[str], names: Sequence[str], read: Callable[[str], Any], among: str = "--tasks"
+) -> dict[str, Any]:
     """Values by task from `V` (every task) and `task=V`, of which the latter wins.
+
+    Args:
+        option: Whose values they are.
+        values: As they were given.
+        names: Of the tasks.
+        read: Reads one.
+        among: The options that the names come from.
 
     Raises:
         click.BadParameter: A value that cannot be read, or of a task that is not named.
@@ -180,7 +189,7 @@ def by_task(option: str, values: Sequence[str], names: Sequence[str], read: Call
         name, equals, text = value.rpartition("=")
         try:
             if equals and name not in names:
-                raise ValueError(f"{name!r} is not among --tasks")
+                raise ValueError(f"{name!r} is not among {among}")
             parsed = read(text)
         except ValueError as error:
             raise click.BadParameter(f"{value}: {error}", param_hint=f"'{option}'") from None

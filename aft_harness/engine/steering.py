@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -174,20 +174,35 @@ def refuse_ignored_hooks(model: nn.Module, layers: Sequence[nn.Module]) -> None:
 
 
 @contextmanager
-def training_injections(layers: nn.ModuleList, injections: Mapping[int, Injection]) -> Iterator[None]:
+def training_injections(
+    layers: nn.ModuleList, injections: Mapping[int, Injection]
+) -> Iterator[Callable[[float], AbstractContextManager[None]]]:
     """Applies injections whose tensors are being trained, so that gradients reach them.
 
     Args:
         layers: The decoder layers.
         injections: By layer; unlike `Steering`, a zero injection is hooked too.
+
+    Yields:
+        A function of a strength: in the block that it gives, the injections act at that strength, and at 1 outside.
     """
+    strength = 1.0
+
+    @contextmanager
+    def at_strength(value: float) -> Iterator[None]:
+        nonlocal strength
+        before, strength = strength, value
+        try:
+            yield
+        finally:
+            strength = before
 
     def hook(injection: Injection) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda module, inputs, output: injected(module, output, [injection])
+        return lambda module, inputs, output: injected(module, output, [injection.scaled(strength)])
 
     handles = [layers[layer].register_forward_hook(hook(part)) for layer, part in injections.items()]
     try:
-        yield
+        yield at_strength
     finally:
         for handle in handles:
             handle.remove()

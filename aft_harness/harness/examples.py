@@ -25,6 +25,8 @@ from aft_harness.text import reason
 
 logger = logging.getLogger(__name__)
 
+ExampleKind = Literal["choice", "text", "pair"]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -58,7 +60,8 @@ class TaskExamples:
     Attributes:
         task: Task name.
         version: The task's version.
-        kind: `choice` where lm-eval ranks choices, `text` where there is a target text.
+        kind: `choice` where lm-eval ranks choices, `text` where there is a target text, `pair` where a chosen text is
+            preferred to a rejected one.
         split: The rows that were drawn from, as a slice.
         num_fewshot: Few-shot examples in each prompt.
         train: Training examples.
@@ -67,11 +70,12 @@ class TaskExamples:
         goldless: Documents dropped because they have no usable gold answer.
         prompt_format: How the prompts were formatted.
         target_field: The documents' field that was learned; None where the task itself says what is right.
+        held_out: Documents of the same rows that are neither of these: they are set aside for the reported result.
     """
 
     task: str
     version: str
-    kind: Literal["choice", "text"]
+    kind: ExampleKind
     split: str
     num_fewshot: int
     train: list[Example] = field(repr=False)
@@ -80,9 +84,13 @@ class TaskExamples:
     goldless: int = 0
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     target_field: str | None = None
+    held_out: int = 0
 
     def record(self) -> TaskRecord:
         """What a provenance says of these examples."""
+        further: dict[str, Any] = {} if self.target_field is None else {"target_field": self.target_field}
+        if self.held_out:
+            further["n_held_out"] = self.held_out
         return TaskRecord(
             task=self.task,
             version=self.version,
@@ -93,13 +101,14 @@ class TaskExamples:
             overlapping_dropped=self.overlapping,
             goldless_dropped=self.goldless,
             weight=self.train[0].weight,
-            **({"target_field": self.target_field} if self.target_field is not None else {}),
+            **further,
         )
 
     def __str__(self) -> str:
         """How many documents are used, and how many were dropped and why."""
-        counts = {"training": len(self.train), "development": len(self.development)}
-        used = " and ".join(f"{count} {role} documents" for role, count in counts.items() if count)
+        counts = {"training": len(self.train), "development": len(self.development), "held-out": self.held_out}
+        listed = [f"{count} {role} documents" for role, count in counts.items() if count]
+        used = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
         parts = [f"{self.task}: {used or 'no documents'} from {self.split}"]
         if self.overlapping:
             parts.append(f"{self.overlapping} dropped (same question in the evaluated split)")

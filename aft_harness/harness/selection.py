@@ -1,17 +1,22 @@
-"""Which documents of which tasks, and how prompts are formatted: what a user asks for, before anything is loaded.
+"""Which documents of which tasks or pairs, and how prompts are formatted: what a user asks for, before anything loads.
 
 Knows names and numbers only, so that plans and the command line can use it without torch or lm-eval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from aft_harness.errors import ParseError
 
 TRAINING_DOCUMENTS = 600
 """Of each task, where nothing is said: minutes on a laptop, whatever the size of the task's training split."""
+
+HELD_OUT_PAIRS = 200
+"""Of each set of pairs, at most, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,37 @@ class TaskSelection:
             raise ParseError(f"task {self.name}: a limit of {self.limit} leaves no training documents")
         if self.dev_docs < 0:
             raise ParseError(f"task {self.name}: {self.dev_docs} is not a valid number of development documents")
+
+
+@dataclass(frozen=True)
+class PairSelection:
+    """Which pairs of one file or data set to train on.
+
+    Attributes:
+        source: A file, a data set of the hub, or the pairs themselves; see docs/pairs.md.
+        limit: Maximum number of training pairs; None means all.
+        weight: Weight of the pairs in the loss of a mixture.
+        dev_docs: Number of development pairs to hold out for choosing the epoch, layer or strength.
+        held_out: Number of pairs to hold out for the reported result; None means a fifth of them, at most
+            `HELD_OUT_PAIRS`.
+
+    Raises:
+        ParseError: A number of pairs that leaves none.
+    """
+
+    source: str | Path | Sequence[Mapping[str, Any]]
+    limit: int | None = TRAINING_DOCUMENTS
+    weight: float = 1.0
+    dev_docs: int = 0
+    held_out: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.limit is not None and self.limit < 1:
+            raise ParseError(f"a limit of {self.limit} leaves no training pairs")
+        for count, role in ((self.dev_docs, "development"), (self.held_out or 0, "held-out")):
+            if count < 0:
+                raise ParseError(f"{count} is not a valid number of {role} pairs")
 
 
 def task_names(tasks: str | Sequence[str]) -> list[str]:

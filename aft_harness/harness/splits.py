@@ -6,13 +6,47 @@ Knows lm-eval's task objects and their splits. Keeps the three roles of document
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aft_harness.boosters import documents
 from aft_harness.errors import TaskError
 from aft_harness.harness.selection import TaskSelection
 from aft_harness.slices import Slice, SplitSlice
+
+
+class SeededRows:
+    """Rows in an order that a seed and their questions decide, and never their place: it can be cut at any point."""
+
+    def __init__(self, hashes: Mapping[int, str], key: Callable[[int], str]) -> None:
+        """Remembers what rows are known by.
+
+        Args:
+            hashes: Of each row's question, by row: rows of one hash are the same document.
+            key: What a row's place in the order is drawn by.
+        """
+        self._hashes, self._key = hashes, key
+
+    def ordered(self, indices: Iterable[int], seed: int) -> list[int]:
+        """Some rows in their seeded order; rows of one key follow by index."""
+
+        def rank(index: int) -> tuple[str, int]:
+            return hashlib.sha256(f"{seed}/{self._key(index)}".encode()).hexdigest(), index
+
+        return sorted(indices, key=rank)
+
+    def carve(self, order: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+        """Splits an order into its first rows and the others; rows with one question stay together."""
+        cut = min(count, len(order))
+        while 0 < cut < len(order) and self._together(order[cut - 1], order[cut]):
+            cut += 1
+        # Rows with one question nearly always follow each other; where they do not, they are not learned from.
+        first = {self._hashes[index] for index in order[:cut]}
+        return list(order[:cut]), [index for index in order[cut:] if self._hashes[index] not in first]
+
+    def _together(self, index: int, following: int) -> bool:
+        """Whether no cut is made between two rows: of one question, or of one place in the order, as published."""
+        return self._hashes[index] == self._hashes[following] or self._key(index) == self._key(following)
 
 
 class TrainingRows:
@@ -50,6 +84,7 @@ class TrainingRows:
             evaluated = [doc for index, doc in enumerate(evaluated) if index not in self.rows]
         self.hashes = {index: documents.text_hash(self.question(doc)) for index, doc in self.docs.items()}
         self._order_keys: dict[int, str] = {}
+        self._seeded = SeededRows(self.hashes, self._order_key)
         self._evaluated = {documents.text_hash(self.question(doc)) for doc in evaluated}
 
     def __str__(self) -> str:
@@ -63,25 +98,11 @@ class TrainingRows:
     def usable(self, seed: int) -> tuple[list[int], int]:
         """Row indices in their seeded order, without what the evaluation would meet again, and how many those are."""
         free = [index for index, digest in self.hashes.items() if digest not in self._evaluated]
-
-        def rank(index: int) -> tuple[str, int]:
-            return hashlib.sha256(f"{seed}/{self._order_key(index)}".encode()).hexdigest(), index
-
-        return sorted(free, key=rank), len(self.hashes) - len(free)
+        return self._seeded.ordered(free, seed), len(self.hashes) - len(free)
 
     def carve(self, order: list[int], dev_docs: int) -> tuple[list[int], list[int]]:
         """Splits an order into development and training rows; rows with one question stay together."""
-        cut = min(dev_docs, len(order))
-        while 0 < cut < len(order) and self._together(order[cut - 1], order[cut]):
-            cut += 1
-        # Rows with one question nearly always follow each other; where they do not, they are not learned from.
-        development = {self.hashes[index] for index in order[:cut]}
-        return order[:cut], [index for index in order[cut:] if self.hashes[index] not in development]
-
-    def _together(self, index: int, following: int) -> bool:
-        """Whether no cut is made between two rows: of one question, or of one place in the order, as published."""
-        same = self.hashes[index] == self.hashes[following]
-        return same or self._order_key(index) == self._order_key(following)
+        return self._seeded.carve(order, dev_docs)
 
     def _order_key(self, index: int) -> str:
         """What a row's place in the order is drawn by: its question's words alone, without symbols.

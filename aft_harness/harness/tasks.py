@@ -50,6 +50,10 @@ class Tasks:
         """lm-eval's index of tasks."""
         return _indexed(self.include_path)
 
+    def add(self, name: str, task: Any) -> None:
+        """Makes a task object known that no YAML describes."""
+        self._loaded[name] = {"tasks": {name: task}}
+
     def check(self, names: Sequence[str]) -> None:
         """Refuses names of no task, group or tag, before anything is loaded.
 
@@ -57,6 +61,8 @@ class Tasks:
             TaskError: With the names that are nearest.
         """
         for name in names:
+            if name in self._loaded:
+                continue
             if name not in self.manager.all_tasks and not name.endswith((".yaml", ".yml")):
                 near = difflib.get_close_matches(name, self.manager.all_tasks, n=3)
                 hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"

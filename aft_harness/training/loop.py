@@ -70,11 +70,12 @@ def run_epoch(
         schedule.optimizer.zero_grad()
         batch_loss = 0.0
         for chunk in objective.prepared.chunks(batch):
-            losses = torch.stack([outcome.loss for outcome in objective.outcomes(chunk)])
-            weights = torch.tensor([objective.examples[index].weight for index in chunk], device=losses.device)
-            loss = (losses * weights).sum() / weight
-            loss.backward()
-            batch_loss += loss.item()
+            for part in objective.losses(chunk):
+                losses = torch.stack(list(part.values()))
+                weights = torch.tensor([objective.examples[index].weight for index in part], device=losses.device)
+                loss = (losses * weights).sum() / weight
+                loss.backward()
+                batch_loss += loss.item()
         if keeping is not None:
             divergence = keeping.divergence(keeping.texts_of_step((epoch - 1) * steps + step, settings.seed))
             (settings.keep * divergence).backward()

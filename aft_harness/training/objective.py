@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from aft_harness.boosters.provenance import Score
 from aft_harness.engine.scoring import Request
@@ -21,6 +22,9 @@ from aft_harness.training.recipe import ChoiceNorm, Objective, Settings, objecti
 TRAINING_OBJECTIVE = "training objective"
 RANKING_LOSS = "ranking loss"
 """The measures of a `Score`: see there."""
+
+PREFERENCE_TEMPERATURE = 10.0
+"""1 / beta of BiPO, where nothing is said."""
 
 SMALLEST_TEMPERATURE = 1e-3
 """Nats: choices that are all alike have no margin to divide by."""
@@ -60,8 +64,8 @@ class TaskObjective:
     """The loss of one task's examples.
 
     Attributes:
-        name: `answer`, `choice` or `both`.
-        choice_norm: What loglikelihoods are divided by before the softmax over choices.
+        name: `answer`, `choice`, `both` or `preference`.
+        choice_norm: What loglikelihoods are divided by before they are compared.
         temperature: And after that.
     """
 
@@ -73,21 +77,47 @@ class TaskObjective:
         """Those requests of an example whose loglikelihoods the loss needs."""
         return (example.requests[example.gold[0]],) if self.name == "answer" else example.requests
 
-    def outcome(self, example: Example, loglikelihoods: Tensor) -> Outcome:
-        """The loss of an example.
+    def outcome(self, example: Example, loglikelihoods: Tensor, reference: Tensor | None = None) -> Outcome:
+        """The loss of an example; of `preference`, the part of it at strength 1, see `opposed`.
 
         Args:
             example: Of this task.
             loglikelihoods: Of its `requests`, [requests].
+            reference: Those under the unchanged model, which `preference` needs.
         """
         gold = example.gold[0]
         answer = -loglikelihoods[gold if len(loglikelihoods) > 1 else 0] / len(example.requests[gold].continuation)
         if self.name == "answer":
             return Outcome(answer, None)
         ranked = self.ranked(example, loglikelihoods / self.temperature)
-        loss = ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0)
         right = int(ranked.argmax()) in example.gold
+        if self.name == "preference":
+            assert reference is not None
+            return Outcome(self._preference(example, loglikelihoods, reference, 1.0), right)
+        loss = ranked.logsumexp(0) - ranked[list(example.gold)].logsumexp(0)
         return Outcome(loss + answer if self.name == "both" else loss, right)
+
+    def opposed(self, example: Example, loglikelihoods: Tensor, reference: Tensor) -> Tensor:
+        """The part of the preference loss at strength -1, where the rejected text gains on the chosen one.
+
+        Args:
+            example: Of this task.
+            loglikelihoods: Of its `requests` with every delta reversed, [requests].
+            reference: Those under the unchanged model.
+        """
+        return self._preference(example, loglikelihoods, reference, -1.0)
+
+    def _preference(self, example: Example, loglikelihoods: Tensor, reference: Tensor, direction: float) -> Tensor:
+        """The loss of BiPO in one direction, halved.
+
+        Y. Cao et al., Personalized Steering of Large Language Models, 2024, arXiv 2406.00045, equation 3: for a
+        direction d drawn from -1 and 1, -log sigmoid(d * beta * (margin under d * v - margin of the unchanged model)).
+        The margin is the loglikelihood of the chosen text minus that of the rejected one. Here both directions are
+        computed and their mean is the loss.
+        """
+        gained = self.ranked(example, (loglikelihoods - reference.to(loglikelihoods)) / self.temperature)
+        gold = example.gold[0]
+        return -logsigmoid(direction * (gained[gold] - gained[1 - gold])) / 2
 
     def ranked(self, example: Example, loglikelihoods: Tensor) -> Tensor:
         """What choices are ranked by, [choices], differentiable: their loglikelihoods over their lengths."""
@@ -118,22 +148,29 @@ def training_objectives(tasks: Sequence[TaskExamples], settings: Settings) -> di
     """What is minimised, by task; a temperature that is to be measured is 1 for now.
 
     Raises:
-        TrainingError: An objective on choices is asked for, and no task has any.
+        TrainingError: An objective is asked for that compares texts, and no task has what it compares.
     """
-    if settings.objective in ("choice", "both") and not any(task.kind == "choice" for task in tasks):
+    needed = _COMPARED.get(settings.objective or "answer", ())
+    if needed and not any(task.kind in needed for task in tasks):
         names = " and ".join(task.task for task in tasks)
-        raise TrainingError(f"objective {settings.objective}: there are no choices in {names}; use answer")
-    return {
-        task.task: TaskObjective(
-            objective_of(task.kind, settings.objective), settings.choice_norm, settings.temperature or 1.0
-        )
-        for task in tasks
-    }
+        what = "pairs with a rejected text" if settings.objective == "preference" else "choices"
+        way_out = "both" if any(task.kind == "choice" for task in tasks) else "answer"
+        raise TrainingError(f"objective {settings.objective}: there are no {what} in {names}; use {way_out}")
+    found = {}
+    for task in tasks:
+        name = objective_of(task.kind, settings.objective)
+        usual = PREFERENCE_TEMPERATURE if name == "preference" else 1.0
+        found[task.task] = TaskObjective(name, settings.choice_norm, settings.temperature or usual)
+    return found
+
+
+_COMPARED = {"choice": ("choice", "pair"), "both": ("choice", "pair"), "preference": ("pair",)}
+"""The kinds of examples that have what an objective compares."""
 
 
 def ranking_objectives(tasks: Sequence[TaskExamples], choice_norm: ChoiceNorm = "none") -> dict[str, TaskObjective]:
     """What variants are compared by, whatever they were trained by: the ranking loss, see `Score`."""
-    return {task.task: TaskObjective("choice" if task.kind == "choice" else "answer", choice_norm) for task in tasks}
+    return {task.task: TaskObjective("answer" if task.kind == "text" else "choice", choice_norm) for task in tasks}
 
 
 def mean_score(outcomes: Sequence[Outcome], weights: Sequence[float], measure: str) -> Score:

@@ -5,10 +5,12 @@ Joins examples, their objectives and their rows. Knows nothing of optimisers, bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from aft_harness.boosters.provenance import Score
 from aft_harness.engine.scoring import Engine
@@ -16,6 +18,9 @@ from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.training.objective import TRAINING_OBJECTIVE, Outcome, mean_score, training_objectives
 from aft_harness.training.prepared import PreparedExamples
 from aft_harness.training.recipe import Settings
+
+AtStrength = Callable[[float], AbstractContextManager[None]]
+"""In the block that it gives, what is being trained acts at another strength."""
 
 MEASURED = 64
 """Examples of a task that its temperature is measured on."""
@@ -41,8 +46,9 @@ class PreparedObjective:
             settings: Objective, choice norm and temperature are used.
 
         Raises:
-            TrainingError: An objective on choices is asked for, and no task has any.
+            TrainingError: An objective is asked for that compares texts, and no task has any.
         """
+        self._at_strength: AtStrength = lambda strength: nullcontext()
         self.objectives = training_objectives(tasks, settings)
         self.examples: list[Example] = []
         self.train: list[int] = []
@@ -59,9 +65,31 @@ class PreparedObjective:
         self.prepared = PreparedExamples(engine, wanted)
         if settings.temperature is None:
             for task in tasks:
-                if self.objectives[task.task].name != "answer":
+                if self.objectives[task.task].name in ("choice", "both"):
                     margin = self._typical_margin(task.task, firsts[task.task])
                     self.objectives[task.task] = replace(self.objectives[task.task], temperature=margin)
+
+        self._references: dict[int, Tensor] = {}
+        compared = [index for index in range(len(self.examples)) if self._is_bidirectional(index)]
+        with torch.no_grad():
+            for chunk in self.prepared.chunks(compared):
+                self._references.update(zip(chunk, self.prepared.loglikelihoods(chunk), strict=True))
+
+    def _is_bidirectional(self, index: int) -> bool:
+        return self.objectives[self.examples[index].task].name == "preference"
+
+    @contextmanager
+    def steered(self, at_strength: AtStrength) -> Iterator[None]:
+        """In this block the model is steered by what is being trained.
+
+        Args:
+            at_strength: How an objective that needs other strengths sets them.
+        """
+        before, self._at_strength = self._at_strength, at_strength
+        try:
+            yield
+        finally:
+            self._at_strength = before
 
     def _typical_margin(self, task: str, indices: Sequence[int]) -> float:
         with torch.no_grad():
@@ -74,14 +102,36 @@ class PreparedObjective:
         return {task: objective.temperature for task, objective in self.objectives.items()}
 
     def outcomes(self, indices: Sequence[int]) -> list[Outcome]:
-        """The outcome of each example; differentiable."""
-        examples = [self.examples[index] for index in indices]
-        parts = self.prepared.loglikelihoods(indices)
-        pairs = zip(examples, parts, strict=True)
-        return [self.objectives[example.task].outcome(example, part) for example, part in pairs]
+        """The outcome of each example; differentiable. Of a preference loss, the part of it at strength 1."""
+        found = []
+        for index, part in zip(indices, self.prepared.loglikelihoods(indices), strict=True):
+            example = self.examples[index]
+            found.append(self.objectives[example.task].outcome(example, part, self._references.get(index)))
+        return found
+
+    def losses(self, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Losses by example, in parts whose sum they are: each has a graph of its own, and one is held at a time."""
+        yield {index: outcome.loss for index, outcome in zip(indices, self.outcomes(indices), strict=True)}
+        if both_ways := [index for index in indices if self._is_bidirectional(index)]:
+            yield self._opposed(both_ways)
+
+    def _opposed(self, indices: Sequence[int]) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        if not indices:
+            return found
+        with self._at_strength(-1.0):
+            parts = self.prepared.loglikelihoods(indices)
+        for index, part in zip(indices, parts, strict=True):
+            example = self.examples[index]
+            found[index] = self.objectives[example.task].opposed(example, part, self._references[index])
+        return found
 
     def score(self, indices: Sequence[int]) -> Score:
         """Mean loss and accuracy, without gradient."""
+        found: list[Outcome] = []
         with torch.no_grad():
-            found = [outcome for chunk in self.prepared.chunks(indices) for outcome in self.outcomes(chunk)]
+            for chunk in self.prepared.chunks(indices):
+                opposed = self._opposed([index for index in chunk if self._is_bidirectional(index)])
+                for index, outcome in zip(chunk, self.outcomes(chunk), strict=True):
+                    found.append(replace(outcome, loss=outcome.loss + opposed.get(index, 0.0)))
         return mean_score(found, [self.examples[index].weight for index in indices], TRAINING_OBJECTIVE)

@@ -15,9 +15,9 @@ from aft_harness.boosters.vocabulary import Activation, InputNorm, Kind
 from aft_harness.boosters.vocabulary import ChoiceNorm as ChoiceNorm
 from aft_harness.errors import TrainingError
 
-Objective = Literal["answer", "choice", "both"]
+Objective = Literal["answer", "choice", "both", "preference"]
 """`answer`: cross-entropy of the correct answer's tokens, per token. `choice`: cross-entropy of the softmax over the
-choices' loglikelihoods. `both`: their sum."""
+choices' loglikelihoods. `both`: their sum. `preference`: for pairs, a bidirectional preference loss."""
 
 RateUnit = Literal["absolute", "residual"]
 """Unit of the learning rate: `residual` measures deltas relative to the norm of the layer's residual stream, and
@@ -37,10 +37,12 @@ class Settings:
         rank: Width of a contextual injection.
         activation: Activation function of a contextual injection.
         input_norm: How a contextual injection normalises the hidden state first.
-        objective: The loss to minimise; None means `both` for tasks with choices and `answer` for others.
+        objective: The loss to minimise; None means `both` for tasks with choices, `preference` for pairs with a
+            rejected text, and `answer` for others.
         choice_norm: How the loglikelihoods of choices are normalised for their length.
         temperature: Temperature of the softmax over the choices in training. None measures it: the typical margin
-            between correct and incorrect choices of the unchanged model.
+            between correct and incorrect choices of the unchanged model. Of the objective `preference` it is 1 / beta,
+            and None means 10, as published.
         epochs: Passes over the training examples.
         lr: Adam's learning rate.
         rate_unit: Unit of the learning rate.
@@ -104,12 +106,21 @@ _NAMED = {
 }
 
 
-def objective_of(kind: Literal["choice", "text"], asked: Objective | None) -> Objective:
-    """What is minimised on a task of a kind: `answer` where there are no choices, else what is asked for.
+PAIR_OBJECTIVE: Objective = "preference"
+"""Of pairs with a rejected text, where nothing is asked for; docs/pairs.md has what it was chosen by."""
 
-    Where nothing is, `both` rather than `choice`: as many right, and plain text suffers less (docs/log.md).
+
+def objective_of(kind: Literal["choice", "text", "pair"], asked: Objective | None) -> Objective:
+    """What is minimised on examples of a kind: what is asked for, where the kind has what it needs.
+
+    Where nothing is asked for, choices get `both` rather than `choice`: as many right, and plain text suffers less
+    (docs/log.md).
     """
-    return "answer" if kind == "text" else asked or "both"
+    if kind == "text":
+        return "answer"
+    if kind == "pair":
+        return asked or PAIR_OBJECTIVE
+    return "both" if asked in (None, "preference") else asked
 
 
 RECIPES = {

@@ -36,6 +36,7 @@ class TrainingResult:
         stages: Seconds by stage: `caching` the output of the frozen layers, `training`, and `scoring` (before, between
             and after epochs).
         peak_memory: Peak memory in bytes; None if the system does not report it.
+        held_out: Results on held-out pairs, with the columns of a leaderboard; None if there are none.
     """
 
     booster: Booster
@@ -49,6 +50,7 @@ class TrainingResult:
     seconds: float
     stages: dict[str, float]
     peak_memory: int | None
+    held_out: pd.DataFrame | None = None
 
     @property
     def concerns(self) -> list[str]:

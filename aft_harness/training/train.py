@@ -109,7 +109,7 @@ def train(
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
         schedule = optimiser.scheduler(adam, settings.schedule, steps)
         finite = partial(optimiser.finite, injections)
-        with training_injections(lm.engine.layers, injections):
+        with training_injections(lm.engine.layers, injections) as at_strength, objective.steered(at_strength):
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
                     epochs.append(

@@ -15,7 +15,7 @@ from cli_cases import TOYS, aft, assert_refused, train
 
 import aft_harness
 from aft_harness.boosters.booster import Booster
-from aft_harness.cli.options import selections
+from aft_harness.cli.drawing import selections
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, TaskSelection
 
 

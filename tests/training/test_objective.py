@@ -15,6 +15,7 @@ from aft_harness.engine.scoring import Request
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.training.objective import (
+    PREFERENCE_TEMPERATURE,
     RANKING_LOSS,
     SMALLEST_TEMPERATURE,
     TRAINING_OBJECTIVE,
@@ -25,6 +26,7 @@ from aft_harness.training.objective import (
     ranking_objectives,
     training_objectives,
 )
+from aft_harness.training.recipe import PAIR_OBJECTIVE
 
 CHOICES = ("é, no", "ab", "a longer one")
 LENGTHS = {"none": [1, 1, 1], "characters": [5, 2, 12], "bytes": [6, 2, 12], "tokens": [4, 1, 3]}
@@ -127,13 +129,64 @@ def test_tasks_without_choices_learn_answers_whatever_is_asked() -> None:
             training_objectives(tasks[1:], plain(objective=asked))
 
 
+def test_each_kind_of_examples_learns_what_it_can() -> None:
+    kinds = [task("choice", "a"), task("text", "b"), task("pair", "c")]
+    names = {
+        asked: [training_objectives(kinds, plain(objective=asked))[name].name for name in "abc"]
+        for asked in (None, "answer", "choice", "both", "preference")
+    }
+    assert names == {
+        None: ["both", "answer", PAIR_OBJECTIVE],
+        "answer": ["answer", "answer", "answer"],
+        "choice": ["choice", "answer", "choice"],
+        "both": ["both", "answer", "both"],
+        "preference": ["both", "answer", "preference"],
+    }
+    with pytest.raises(TrainingError, match="objective preference: there are no pairs with a rejected text in b; use"):
+        training_objectives([task("text", "b")], plain(objective="preference"))
+    with pytest.raises(TrainingError, match=r"no pairs with a rejected text in a and b; use both"):
+        training_objectives(kinds[:2], plain(objective="preference"))
+    temperatures = [
+        training_objectives(kinds, plain(objective="preference", temperature=given))["c"].temperature
+        for given in (None, 3.0)
+    ]
+    assert temperatures == [PREFERENCE_TEMPERATURE, 3.0] == [10.0, 3.0]
+
+
+@pytest.mark.parametrize("norm", ["none", "characters"])
+def test_preference_is_the_loss_of_bipo_over_both_directions(norm: Any) -> None:
+    pair = example(0, choices=CHOICES[:2])
+    steered, opposed, unchanged = [-3.0, -4.0], [-9.0, -2.0], [-7.0, -1.5]
+    lengths, beta = LENGTHS[norm], 0.25
+
+    def margin(sums: list[float]) -> float:
+        return sums[0] / lengths[0] - sums[1] / lengths[1]
+
+    def minus_log_sigmoid(value: float) -> float:
+        return math.log1p(math.exp(-value))
+
+    # For direction d: -log sigmoid(d * beta * (log-ratio of the chosen text - log-ratio of the rejected one)).
+    expected = [
+        minus_log_sigmoid(direction * beta * (margin(sums) - margin(unchanged)))
+        for direction, sums in ((1, steered), (-1, opposed))
+    ]
+    objective = TaskObjective("preference", norm, 1 / beta)
+    reference = torch.tensor(unchanged)
+    found = objective.outcome(pair, torch.tensor(steered), reference)
+    assert float(found.loss) == pytest.approx(expected[0] / 2)
+    assert float(objective.opposed(pair, torch.tensor(opposed), reference)) == pytest.approx(expected[1] / 2)
+    assert found.right is (margin(steered) > 0) and objective.requests(pair) == pair.requests
+    assert float(objective.outcome(pair, reference, reference).loss) == pytest.approx(math.log(2) / 2)
+
+
 def test_training_follows_the_settings_and_ranking_does_not() -> None:
     settings = plain(objective="answer", choice_norm="bytes", temperature=3.0)
     assert training_objectives([task("choice")], settings)["t"] == TaskObjective("answer", "bytes", 3.0)
     assert training_objectives([task("choice")], plain(temperature=None))["t"].temperature == 1.0
     # Variants are compared at temperature 1 by what lm-eval ranks by.
-    assert ranking_objectives([task("choice"), task("text", "u")], "bytes") == {
+    assert ranking_objectives([task("choice"), task("text", "u"), task("pair", "v")], "bytes") == {
         "t": TaskObjective("choice", "bytes", 1.0),
+        "v": TaskObjective("choice", "bytes", 1.0),
         "u": TaskObjective("answer", "bytes", 1.0),
     }
     assert PLAIN.objective is None and TRAINING_OBJECTIVE != RANKING_LOSS

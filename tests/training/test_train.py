@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_cases import examples, make_lm, plain, plain_loss, plain_mean_loss, plain_training, vectors_of
+from training_cases import (
+    examples,
+    make_lm,
+    pairs,
+    plain,
+    plain_loglikelihood,
+    plain_loss,
+    plain_mean_loss,
+    plain_training,
+    vectors_of,
+)
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.provenance import Score
@@ -58,6 +68,60 @@ def test_every_objective_equals_its_plain_form(name: str, objective: Any, norm: 
     trained = train(lm, [task], settings)
     assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["choice", "both"])
+def test_pairs_are_learned_as_choices_are(objective: Any) -> None:
+    lm = make_lm()
+    task = pairs(lm)
+    settings = plain(layers=(0, 2), objective=objective, lr=1e-2, epochs=2, batch_size=4)
+    _, losses, vectors = plain_training(lm.model, task, settings, objective)
+    trained = train(lm, [task], settings)
+    assert trained.epoch_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(vectors_of(trained), vectors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["static", "contextual"])
+def test_preference_learns_in_both_directions(kind: Any) -> None:
+    lm = make_lm()
+    task = pairs(lm, 4)
+    settings = plain(layers=(1, 2), objective="preference", temperature=2.0, lr=0.05, epochs=2, batch_size=4, kind=kind)
+    trained = train(lm, [task], settings)
+    assert trained.before.loss == pytest.approx(math.log(2), abs=1e-9)
+    first = train(lm, [task], replace(settings, epochs=1))
+
+    def margins(booster: Booster, strength: float) -> list[float]:
+        with Steering(lm.model, booster, strength), torch.no_grad():
+            return [
+                float(plain_loglikelihood(lm.model, chosen) - plain_loglikelihood(lm.model, rejected))
+                for chosen, rejected in (example.requests for example in task.train)
+            ]
+
+    # One batch an epoch: the loss of the second is that of the booster after the first.
+    unchanged, steered, opposed = (margins(first.booster, strength) for strength in (0.0, 1.0, -1.0))
+    expected = [
+        (math.log1p(math.exp(-(up - middle) / 2)) + math.log1p(math.exp((down - middle) / 2))) / 2
+        for up, down, middle in zip(steered, opposed, unchanged, strict=True)
+    ]
+    assert trained.epoch_losses[0] == pytest.approx(math.log(2))
+    assert trained.epoch_losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert trained.epoch_losses[1] < math.log(2) and all(
+        down < middle < up for up, down, middle in zip(steered, opposed, unchanged, strict=True)
+    )
+    assert trained.booster.provenance.objective == "preference"
+
+
+def test_tasks_and_pairs_are_mixed() -> None:
+    lm = make_lm()
+    both = [examples(lm, limit=6), pairs(lm)]
+    trained = train(lm, both, plain(layers=(1,), epochs=1, batch_size=12, lr=1e-9, objective="preference"))
+    losses = [plain_loss(lm.model, example, "both", "none").item() for example in both[0].train]
+    expected = (sum(losses) + 6 * math.log(2)) / 12
+    assert trained.epoch_losses[0] == pytest.approx(expected, rel=1e-5)
+    provenance = trained.booster.provenance
+    assert provenance.objective == "both+preference" and provenance.trained_on == ["toy_choice", "pairs"]
+    hashes = {example.document for task in both for example in task.train}
+    assert provenance.hashes == hashes
 
 
 @pytest.mark.parametrize("objective", ["choice", "both"])

@@ -19,7 +19,9 @@ from aft_harness.engine.decoder import decoder_layers
 from aft_harness.engine.scoring import Request
 from aft_harness.harness.examples import Example, TaskExamples, draw
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.selection import PromptFormat, TaskSelection
+from aft_harness.harness.pair_examples import draw_pairs
+from aft_harness.harness.pair_sources import read
+from aft_harness.harness.selection import PairSelection, PromptFormat, TaskSelection
 from aft_harness.harness.tasks import Tasks
 from aft_harness.training.recipe import Settings
 from aft_harness.training.result import TrainingResult
@@ -49,6 +51,15 @@ def examples(
     """Examples of a toy task."""
     (drawn,) = draw([TaskSelection(name, **selection)], lm, prompt_format, source=Tasks([TOYS]))
     return drawn
+
+
+def pairs(lm: SteeredHFLM, count: int = 6) -> TaskExamples:
+    """Examples of pairs of text."""
+    rows = [
+        {"prompt": f"The child has {number} apples", "chosen": f" in {number} boxes.", "rejected": " and walks."}
+        for number in range(count)
+    ]
+    return draw_pairs(read(rows), PairSelection(rows, held_out=0), lm).examples
 
 
 def plain_loglikelihood(model: nn.Module, request: Request) -> Tensor:
