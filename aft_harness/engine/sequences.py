@@ -34,6 +34,8 @@ COARSE_TOLERANCE = 0.15
 
 _LOOKED_AT = 100
 """Decodes of which one is tried."""
+_TRIED = 4
+"""Requests of a decode that are tried."""
 
 _AT_A_TIME = 16
 """Decodes that run under one steering before the next one's turn."""
@@ -200,10 +202,10 @@ class Sequences:
                 self.reader.share(spare, sequence, length)
         self.reader.forget(spare)
 
-    def _plan(self, requests: Sequence[Request], indices: Sequence[int]) -> list[Decode]:
+    def _plan(self, requests: Sequence[Request], indices: Sequence[int], tokens: int | None = None) -> list[Decode]:
         sequences = [requests[index].inputs for index in indices]
         tails = [len(requests[index].continuation) for index in indices]
-        plan = self.decodes(sequences, tails, self.reader.most_sequences - 1, self.reader.most_tokens)
+        plan = self.decodes(sequences, tails, self.reader.most_sequences - 1, tokens or self.reader.most_tokens)
         return [replace(decode, members=tuple(indices[member] for member in decode.members)) for decode in plan]
 
     def decodes(
@@ -243,11 +245,13 @@ class Sequences:
             return
         whole = self._plan(requests, indices)[:_LOOKED_AT]
         widest = max(range(len(whole)), key=lambda place: len(whole[place].kept))
-        # With the decode after it, which goes on from what it leaves.
-        tried = [member for decode in whole[widest : widest + 2] for member in decode.members]
+        # Some of it, and of the one after it: in two decodes, the second of which goes on from what the first leaves.
+        tried = [*whole[widest].members[-_TRIED:], *(whole[widest + 1 :] or whole[widest:])[0].members[:_TRIED]]
+        tried = list(dict.fromkeys(tried))
         if len(tried) == 1:
             return
-        plan = self._plan(requests, tried)
+        size = sum(len(requests[member].inputs) for member in tried)
+        plan = self._plan(requests, tried, min(self.reader.most_tokens, max(1, size // len(tried) // 2)))
         self._tried = True
         wanted = list(dict.fromkeys(member for decode in plan for member in (decode.members[0], decode.members[-1])))
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -16,7 +18,7 @@ from aft_harness.harness.gguf_generation import _chooser, _narrowed
         ({"min_p": 0.3}, MinPLogitsWarper(0.3)),
     ],
 )
-def test_unlikely_tokens_are_left_out_as_transformers_leaves_them_out(settings: dict, warper: object) -> None:
+def test_unlikely_tokens_are_left_out_as_transformers_leaves_them_out(settings: dict, warper: Any) -> None:
     logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 2
     found = _narrowed(logits.softmax(dim=-1), **settings)
     expected = warper(torch.zeros(6, 1, dtype=torch.long), logits.clone()).softmax(dim=-1)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from aft_harness import api
-from aft_harness.engine import llama_library
-from aft_harness.engine.llama_library import checked_file
+from aft_harness.engine.llama_library import checked_file, library
 from aft_harness.errors import AftError, ModelError, ParseError
 from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
 from aft_harness.harness.gguf_loading import batch_size, llama_settings
@@ -64,9 +63,9 @@ def test_files_that_are_no_models_are_refused_before_llama_cpp_sees_them(tmp_pat
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_library.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'aft-harness\[gguf\]'"):
-        llama_library.library()
+        library()
 
 
 def test_only_evaluation_takes_a_file(tmp_path: Path) -> None:
