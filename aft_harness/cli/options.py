@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _Command = Callable[..., Any]
 
 
-def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
+def collected(argument: str, options: Mapping[str, Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
     """Gives a command options whose values arrive together, as a dictionary in one argument."""
 
     def decorate(command: _Command) -> _Command:
@@ -43,7 +43,7 @@ def _collected(argument: str, options: Mapping[str, Callable[[_Command], _Comman
     return decorate
 
 
-_MODEL: dict[str, Callable[[_Command], _Command]] = {
+MODEL: dict[str, Callable[[_Command], _Command]] = {
     "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
     "model_args": click.option(
         "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
@@ -61,26 +61,15 @@ _MODEL: dict[str, Callable[[_Command], _Command]] = {
     "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
 }
 
-model_options = _collected("model", _MODEL)
+model_options = collected("model", MODEL)
 """Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
 
-recorded_model_options = _collected(
-    "model",
-    {
-        **_MODEL,
-        "model": click.option("--model", help="Hub id or folder of the model.  [default: the one that is recorded]"),
-        "revision": click.option("--revision", help="Branch, tag or commit on the hub.  [default: as recorded]"),
-        "dtype": click.option("--dtype", help="float32, bfloat16, float16, auto.  [default: as recorded]"),
-    },
-)
-"""The same where a file records the model; values that are not given are None."""
-
-fitting_model_options = _collected(
-    "model", {**_MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
+fitting_model_options = collected(
+    "model", {**MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
 )
 """Which model, where one is needed for `--fit` only."""
 
-prompt_options = _collected(
+prompt_options = collected(
     "prompting",
     {
         "include_path": click.option(
@@ -133,7 +122,7 @@ _SPLIT_SEED = click.option(
     help="Seed of the split into training and development documents.",
 )
 
-drawing_options = _collected(
+drawing_options = collected(
     "drawing",
     {
         "tasks": _TASKS,
@@ -147,7 +136,7 @@ drawing_options = _collected(
 )
 """Which documents to learn from; for `selections`."""
 
-development_options = _collected(
+development_options = collected(
     "drawing",
     {
         "tasks": click.option(
@@ -170,7 +159,7 @@ def _choice(kind: Any) -> click.Choice[str]:
     return click.Choice(list(get_args(kind)))
 
 
-training_options = _collected(
+training_options = collected(
     "hyperparameters",
     {
         "recipe": click.option(
@@ -229,7 +218,7 @@ training_options = _collected(
 )
 """How to train; for `settings`."""
 
-test_options = _collected(
+test_options = collected(
     "testing",
     {
         "test_tasks": click.option(
