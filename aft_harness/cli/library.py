@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main, note, option
-from aft_harness.cli.options import model_arguments, prompt_format, prompt_options, recorded_model_options
+from aft_harness.cli.options import MODEL, collected, model_arguments, prompt_format, prompt_options
 from aft_harness.cli.terminal import counting_bar, lines, quiet
 from aft_harness.cli.values import BATCH_SIZE
 from aft_harness.errors import ReferenceSyntaxError
@@ -18,6 +18,18 @@ from aft_harness.text import printable
 
 if TYPE_CHECKING:
     from aft_harness.publish.library.publication import Publication
+
+
+_recorded_model_options = collected(
+    "model",
+    {
+        **MODEL,
+        "model": click.option("--model", help="Hub id or folder of the model.  [default: the one that is recorded]"),
+        "revision": click.option("--revision", help="Branch, tag or commit on the hub.  [default: as recorded]"),
+        "dtype": click.option("--dtype", help="float32, bfloat16, float16, auto.  [default: as recorded]"),
+    },
+)
+"""Which model, where a booster records one; values that are not given are None."""
 
 
 def _quiet_hub() -> None:
@@ -157,7 +169,7 @@ def push(
 
 @main.command("verify", context_settings=CONTEXT, short_help="Check the claims of a published booster.")
 @click.argument("source", metavar="SOURCE")
-@recorded_model_options
+@_recorded_model_options
 @click.option("--tasks", metavar="T,...", help="Tasks whose claims are checked.  [default: all]")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of documents per claim, for a quick look.")
 @prompt_options

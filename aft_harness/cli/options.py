@@ -42,7 +42,7 @@ def collected(argument: str, options: Mapping[str, Callable[[_Command], _Command
     return decorate
 
 
-_MODEL: dict[str, Callable[[_Command], _Command]] = {
+MODEL: dict[str, Callable[[_Command], _Command]] = {
     "model": click.option("--model", required=True, help="Hub id or folder of a causal language model."),
     "model_args": click.option(
         "--model-args", default="", metavar="K=V,...", help="Additional model arguments, as for lm_eval."
@@ -60,22 +60,11 @@ _MODEL: dict[str, Callable[[_Command], _Command]] = {
     "device": click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
 }
 
-model_options = collected("model", _MODEL)
+model_options = collected("model", MODEL)
 """Which model, worded as lm-eval words it; for `opened_model` and `model_arguments`."""
 
-recorded_model_options = collected(
-    "model",
-    {
-        **_MODEL,
-        "model": click.option("--model", help="Hub id or folder of the model.  [default: the one that is recorded]"),
-        "revision": click.option("--revision", help="Branch, tag or commit on the hub.  [default: as recorded]"),
-        "dtype": click.option("--dtype", help="float32, bfloat16, float16, auto.  [default: as recorded]"),
-    },
-)
-"""The same where a file records the model; values that are not given are None."""
-
 fitting_model_options = collected(
-    "model", {**_MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
+    "model", {**MODEL, "model": click.option("--model", help="Hub id or folder of the model, for --fit.")}
 )
 """Which model, where one is needed for `--fit` only."""
 
