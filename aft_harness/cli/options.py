@@ -212,11 +212,6 @@ def check_model(values: Mapping[str, Any], layers: Layers | str | int | None = N
     from aft_harness.harness import preflight
 
     name, arguments = model_arguments(values)
-    if str(name).lower().endswith(".gguf"):
-        from aft_harness.engine.llama_library import checked_file
-
-        checked_file(name)
-        return
     shape = preflight.check(name, arguments)
     if shape is not None and "layers_path" not in arguments and layers not in (None, "auto"):
         Layers.of(layers).resolve(shape.layers)

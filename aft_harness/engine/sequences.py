@@ -28,7 +28,8 @@ Vectors = Mapping[int, Tensor]
 """What is added to the output of layers, [hidden] by layer; the strength is in it."""
 
 TOLERANCE = 0.01
-"""Largest |difference| of a token's loglikelihood at which shared prefixes count as right; a wrong mask is nats off."""
+"""Largest mean |difference| of a token's loglikelihood at which shared prefixes count as right; a wrong mask is off by
+nats."""
 COARSE_TOLERANCE = 0.15
 """The same for weights that are not float32: activations are rounded, to 8 bits for quantised ones."""
 
@@ -262,12 +263,14 @@ class Sequences:
             self.sharing = False
             alone = self._plan(requests, wanted)
             self.begin(steering, max(decode.cells for decode in alone))
+            apart, length = 0.0, 0
             for decode in alone:
                 for member, (score, _) in zip(decode.members, self._score(decode, requests), strict=True):
-                    allowed = self._tolerance * len(requests[member].continuation)
-                    if not abs(score - shared[member][0]) <= allowed:  # what is not a number must fail, too
-                        logger.info("this model does not share prefixes; reading one request at a time")
-                        return
+                    apart += abs(score - shared[member][0])
+                    length += len(requests[member].continuation)
+            if not apart <= self._tolerance * length:  # what is not a number must fail, too
+                logger.info("this model does not share prefixes; reading one request at a time")
+                return
             self.sharing = True
         except ModelError as error:
             self.sharing = False

@@ -17,6 +17,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig
 
+from aft_harness.engine.llama_library import checked_file
 from aft_harness.errors import ModelError, ParseError
 from aft_harness.text import printable
 
@@ -62,6 +63,9 @@ def check(pretrained: str, arguments: Mapping[str, Any], booster: Booster | None
     Raises:
         AftError: One line says what is wrong.
     """
+    if pretrained.lower().endswith(".gguf"):
+        checked_file(pretrained)
+        return None
     _check_device(arguments.get("device"))
     _check_dtype(arguments.get("dtype"))
     _check_folder(pretrained, arguments)
