@@ -228,7 +228,7 @@ class Engine:
         keep = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
         keep.view(-1)[predicted.columns] = True
         slots = (keep.view(-1).cumsum(0) - 1)[predicted.columns]
-        logits = self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits)
+        logits = self.forward_pass.logits(batch, keep, self.probe.head)
         device = logits.device
         slots, targets, owners = slots.to(device), predicted.targets.to(device), predicted.owners.to(device)
         normalisers, tops = _normalisers(logits)
