@@ -20,6 +20,7 @@ from pathlib import Path
 
 from aft_harness.engine.identity import MARKER
 from aft_harness.errors import ModelError, TrainingError
+from aft_harness.files import cache_folder
 
 MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 
@@ -54,7 +55,7 @@ def model_folder(cache: Path | None = None) -> Path:
     Example:
         >>> AutoModelForCausalLM.from_pretrained(model_folder())  # doctest: +SKIP
     """
-    folder = (cache or _default_cache()) / "models" / _FOLDER
+    folder = (cache / "models" if cache else cache_folder("models")) / _FOLDER
     if (folder / MARKER).is_file():
         return folder
     gguf = _gguf_file()
@@ -75,12 +76,6 @@ def model_folder(cache: Path | None = None) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-def _default_cache() -> Path:
-    if home := os.environ.get("AFT_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aft_harness"
 
 
 def _gguf_file() -> Path:

@@ -189,6 +189,15 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def cache_folder(name: str) -> Path:
+    """Where the package keeps a kind of thing that it can make again; not made here.
+
+    Below `$AFT_HOME`, else `$XDG_CACHE_HOME/aft_harness`, else `~/.cache/aft_harness`.
+    """
+    home = os.environ.get("AFT_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "aft_harness")
+    return Path(home).expanduser() / name
+
+
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 

@@ -18,9 +18,9 @@ import sys
 import aft_harness_boot
 assert aft_harness_boot.__file__ == {str(BRIDGE / "aft_harness_boot.py")!r}
 bridges = [finder for finder in sys.meta_path if type(finder).__name__ == "ModelsFinder"]
-def placeholder():
+def placeholder(name="steered-hf"):
     from lm_eval.api.registry import model_registry
-    return dict(model_registry.items()).get("steered-hf")
+    return dict(model_registry.items()).get(name)
 """
 
 
@@ -42,6 +42,9 @@ steered, stock = get_model("steered-hf"), get_model("hf")
 assert (steered.__module__, steered.__name__) == ("aft_harness.harness.model", "SteeredHFLM")
 assert (stock.__module__, stock.__name__) == ("lm_eval.models.huggingface", "HFLM")
 assert issubclass(steered, stock)
+from lm_eval.api.model import LM
+other = get_model("steered-vllm")  # known, and an error of one line, where vLLM is not installed
+assert (other.__module__, other.__name__) == ("aft_harness.publish.vllm", "SteeredVLLM") and issubclass(other, LM)
 """)
 
 
@@ -52,6 +55,7 @@ import {first}
 from lm_eval.api.registry import get_model
 assert get_model("dummy").__name__ == "DummyLM"
 assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
+assert placeholder("steered-vllm") == "aft_harness.publish.vllm:SteeredVLLM"
 assert "aft_harness" not in sys.modules and "torch" not in sys.modules
 """)
 
@@ -83,7 +87,7 @@ from lm_eval.api.registry import model_registry
 model_registry.register("steered-hf", target="elsewhere:Model")
 import lm_eval.models
 assert placeholder() == "elsewhere:Model"
-assert "hf" in model_registry
+assert placeholder("steered-vllm") and "hf" in model_registry
 """
     done = run(BOOT + code)
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,20 +99,23 @@ from lm_eval.api import registry
 registry.load_plugins = lambda group, registry: []
 import lm_eval.models
 assert "hf" in registry.model_registry
-assert placeholder() is None
+assert placeholder() is placeholder("steered-vllm") is None
 """)
 
 
 def test_lm_eval_survives_a_registry_that_cannot_be_used() -> None:
     code = """
 from lm_eval.api.registry import model_registry
-model_registry.register = lambda name, target: 1 / (name != "steered-hf")
+model_registry.register = lambda name, target: 1 / (not name.startswith("steered-"))
 import lm_eval.models
 assert "hf" in lm_eval.models.MODEL_MAPPING
 """
     done = run(BOOT + code)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == "lm-eval will not know --model steered-hf: ZeroDivisionError('division by zero')"
+    assert done.stderr.splitlines() == [
+        f"lm-eval will not know --model {name}: ZeroDivisionError('division by zero')"
+        for name in ("steered-hf", "steered-vllm")
+    ]
 
 
 def test_two_bridges_do_not_call_each_other_in_circles() -> None:

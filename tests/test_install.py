@@ -79,14 +79,19 @@ def test_both_have_the_bridge_of_the_checkout(kind: str, request: pytest.Fixture
 def test_both_declare_the_commands_and_the_model(kind: str, request: pytest.FixtureRequest) -> None:
     assert entry_points(request.getfixturevalue(kind)) == {
         "console_scripts": {"aft": "aft_harness.cli:main", "aft-train": "aft_harness.cli:train_main"},
-        "lm_eval.models": {"steered-hf": "aft_harness.lm:SteeredHFLM"},
+        "lm_eval.models": {
+            "steered-hf": "aft_harness.lm:SteeredHFLM",
+            "steered-vllm": "aft_harness.publish.vllm:SteeredVLLM",
+        },
     }
 
 
-def test_the_address_of_the_model_type_leads_to_it(wheel: zipfile.ZipFile) -> None:
+def test_the_addresses_of_the_model_types_lead_to_them(wheel: zipfile.ZipFile) -> None:
     from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.publish.vllm import SteeredVLLM
 
-    assert pkgutil.resolve_name(entry_points(wheel)["lm_eval.models"]["steered-hf"]) is SteeredHFLM
+    found = {name: pkgutil.resolve_name(at) for name, at in entry_points(wheel)["lm_eval.models"].items()}
+    assert found == {"steered-hf": SteeredHFLM, "steered-vllm": SteeredVLLM}
 
 
 def test_the_version_is_that_of_the_package(wheel: zipfile.ZipFile) -> None:

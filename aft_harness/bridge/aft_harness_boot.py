@@ -1,4 +1,4 @@
-"""Tells a stock `lm_eval` about `--model steered-hf`; runs at every start of the interpreter.
+"""Tells a stock `lm_eval` about the model types of aft_harness; runs at every start of the interpreter.
 
 lm-eval up to 0.4.13 knows only the models it ships. Later releases discover the entry-point group `lm_eval.models`,
 which aft_harness declares too. Until those are what everybody runs, this module is the bridge:
@@ -6,13 +6,13 @@ which aft_harness declares too. Until those are what everybody runs, this module
 * `aft_harness.pth`, beside this file in site-packages, imports it. That line swallows errors, because an interpreter
   must start whatever happened to this file. From Python 3.18 on, import lines in `.pth` files are ignored (PEP 829);
   by then lm-eval's own discovery is the way in.
-* A finder waits for `lm_eval.models`, lets the real loader run, and then adds one string to lm-eval's registry: the
-  class is imported when somebody asks for it, not before.
+* A finder waits for `lm_eval.models`, lets the real loader run, and then adds a string a type to lm-eval's registry:
+  a class is imported when somebody asks for it, not before.
 * It must wait: `lm_eval.api.registry` imports lm-eval's own models only while the registry is empty, so that a name
   registered early would make `hf` vanish.
 
-Knows the name and the place of the class. Imports nothing but `sys` until lm-eval is on its way (not even `__future__`,
-hence the quoted annotations): what stands here, every Python program in the environment pays for.
+Knows the names and the places of the classes. Imports nothing but `sys` until lm-eval is on its way (not even
+`__future__`, hence the quoted annotations): what stands here, every Python program in the environment pays for.
 To see that it is active: `python -c "import sys; print(sys.meta_path)"`.
 """
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-NAME = "steered-hf"
-TARGET = "aft_harness.harness.model:SteeredHFLM"
+TARGETS = {
+    "steered-hf": "aft_harness.harness.model:SteeredHFLM",
+    "steered-vllm": "aft_harness.publish.vllm:SteeredVLLM",
+}
 
 
 class ModelsFinder:
@@ -65,20 +67,21 @@ class Registering:
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        try:
-            register()
-        except Exception as error:  # a failing guest must not take lm-eval down
-            import logging
+        for name, target in TARGETS.items():
+            try:
+                register(name, target)
+            except Exception as error:  # a failing guest must not take lm-eval down
+                import logging
 
-            logging.getLogger(__name__).warning("lm-eval will not know --model %s: %r", NAME, error)
+                logging.getLogger(__name__).warning("lm-eval will not know --model %s: %r", name, error)
 
 
-def register() -> None:
-    """Add `steered-hf` to lm-eval's registry, unless it is there or lm-eval discovers plugins by itself."""
+def register(name: str, target: str) -> None:
+    """Add a model type to lm-eval's registry, unless it is there or lm-eval discovers plugins by itself."""
     from lm_eval.api import registry
 
-    if NAME not in registry.model_registry and not hasattr(registry, "load_plugins"):
-        registry.model_registry.register(NAME, target=TARGET)
+    if name not in registry.model_registry and not hasattr(registry, "load_plugins"):
+        registry.model_registry.register(name, target=target)
 
 
 def install() -> None:

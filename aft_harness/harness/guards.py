@@ -28,14 +28,15 @@ LETTER_TASK = re.compile(r"aft_\w+_letter")
 """Names of the tasks whose answers are letters."""
 
 
-def guard_cache(database: Any, identity: str) -> None:
+def guard_cache(database: Any, identity: str, model_type: str) -> None:
     """Accepts a `--use_cache` database only if the very model and booster of `identity` wrote it.
 
     lm-eval's keys hold the request and not the model, so that a baseline's answers would pass for a booster's.
 
     Args:
         database: lm-eval's `dbdict`; None without a cache.
-        identity: From `SteeredHFLM.cache_identity`.
+        identity: From `GuardedLM.cache_identity`.
+        model_type: What messages call who asks.
 
     Raises:
         CacheError: It was written with other settings, which are named.
@@ -45,12 +46,12 @@ def guard_cache(database: Any, identity: str) -> None:
     written_by = database.get(CACHE_KEY)
     if written_by is None and len(database):
         raise CacheError(
-            f"{database.filename}: this response cache was not written by steered-hf, so its answers may come "
+            f"{database.filename}: this response cache was not written by {model_type}, so its answers may come "
             "from another model; use a new path"
         )
     if written_by not in (None, identity):
         differing = differences(written_by, identity)
-        how = f"with {'; '.join(differing)}" if differing else "by another version of steered-hf"
+        how = f"with {'; '.join(differing)}" if differing else f"by another version of {model_type}"
         raise CacheError(f"{database.filename}: this response cache was written {how}; use a new path")
     database[CACHE_KEY] = identity
     database.commit()

@@ -106,6 +106,9 @@ def differences(written: object, present: str) -> list[str]:
         before, after = _flat(json.loads(str(written))), _flat(json.loads(present))
     except (ValueError, TypeError, AttributeError, KeyError):
         return []
+    kind = "model_type"  # each has settings of its own
+    if kind in before and kind in after and before[kind] != after[kind]:
+        return [f"{before[kind]}, not {after[kind]}"]
     if before.keys() != after.keys():
         return []
     return [

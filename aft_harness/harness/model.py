@@ -1,7 +1,7 @@
 """`steered-hf`: lm-eval's Hugging Face model type with a booster in its residual stream.
 
 Knows what lm-eval's `HFLM` calls and expects. What a booster is and how it is applied stands in `boosters/` and
-`engine/`; what must not happen, in `guards.py`.
+`engine/`; what must not happen, in `guarded.py`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ from typing import Any, Self
 
 import torch
 import transformers
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-import aft_harness
 from aft_harness.boosters import references
 from aft_harness.boosters.model_identity import ModelIdentity
-from aft_harness.boosters.variant import BASELINE, Variant, VariantRecord
+from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.engine import generation
 from aft_harness.engine.decoder import check_causal, decoder_layers, input_device
 from aft_harness.engine.identity import identify
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
-from aft_harness.errors import ModelError, ReferenceSyntaxError
-from aft_harness.harness import guards
-from aft_harness.harness.identity import answer_settings, cache_identity
+from aft_harness.errors import ModelError
+from aft_harness.harness.guarded import GuardedLM, check_scale
+from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
-from aft_harness.harness.prompts import PromptGuard
 
 logger = logging.getLogger(__name__)
 
 
-class SteeredHFLM(HFLM):
+class SteeredHFLM(GuardedLM, HFLM):
     """lm-eval's `hf` with the additional arguments `vector=` and `scale=`; without `vector=` it is the paired baseline.
 
     The booster is attached only during a forward pass or a generation, so a model object that the caller passed in
@@ -51,6 +47,8 @@ class SteeredHFLM(HFLM):
         base_model: Identity of the model, independent of its location.
         engine: Runs the model.
     """
+
+    model_type = "steered-hf"
 
     def __init__(
         self,
@@ -76,8 +74,7 @@ class SteeredHFLM(HFLM):
         Raises:
             AftError: The booster or the model cannot be used; the message is one line.
         """
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise ReferenceSyntaxError(f"scale={scale!r} is not a number")
+        check_scale(scale)
         # Before the model: a wrong booster should not cost the load of gigabytes.
         variant = BASELINE if vector is None else references.load(vector, scale)
         self.packing = _switch("packing", packing)
@@ -91,8 +88,7 @@ class SteeredHFLM(HFLM):
         self.layers_path = layers_path
         self.engine = Engine(self.model, decoder_layers(self.model, layers_path), self.device, packed=self.packing)
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
-        self._other_models, self._prompts = guards.OtherModelGuard(), PromptGuard()
-        self._guards = (guards.TrainingDocumentGuard(), self._prompts)
+        self.start_guards()
         self.variant, self._steering = variant, self.steering_for(variant)
 
     def with_variant(self, variant: Variant) -> Self:
@@ -116,7 +112,7 @@ class SteeredHFLM(HFLM):
         if variant.booster is None:
             return None
         steering = Steering(self.model, variant.booster, variant.strength, layers_path=self.layers_path)
-        self._other_models.check(variant, self.base_model)
+        self.warn_of_other_model(variant)
         return steering
 
     def encode(self, context: str, continuation: str) -> Request:
@@ -147,39 +143,6 @@ class SteeredHFLM(HFLM):
         if kept is not request:
             logger.warning("left-truncated a request of %d tokens", len(request.context + request.continuation))
         return kept
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As `hf`."""
-        return self._prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
-
-    def guard(self, requests: Sequence[Instance]) -> None:
-        """Emits the warnings that are due before an evaluation.
-
-        Raises:
-            TaskError: See `guards.check_letters`.
-        """
-        for guard in self._guards:
-            guard.check(self.variant, requests)
-        guards.check_letter_requests(requests, self.encode)
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As `hf`; warns if the booster was trained on some of the documents."""
-        self.guard(requests)
-        results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        guards.refuse_non_finite(requests, [score for score, _ in results], self.variant, self.model.dtype)
-        return results
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """As `hf`; warns if the booster was trained on some of the documents."""
-        self.guard(requests)
-        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        guards.refuse_non_finite(requests, scores, self.variant, self.model.dtype)
-        return scores
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As `hf`; warns if the booster was trained on some of the documents."""
-        self.guard(requests)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def score_variants(
         self,
@@ -266,29 +229,19 @@ class SteeredHFLM(HFLM):
         enabled = self.mixed_precision_dtype is not None
         return torch.autocast(self.device.type, dtype=self.mixed_precision_dtype, enabled=enabled)
 
-    def get_model_info(self) -> dict[str, Any]:
-        """The model's entries in the results file: lm-eval's own, and the variant that ran."""
-        return {**super().get_model_info(), "aft": self.describe(self.variant).to_json()}
+    @property
+    def device_type(self) -> str:
+        """Type of the device that the model runs on."""
+        return str(self.device.type)
 
-    def describe(self, variant: Variant) -> VariantRecord:
-        """The record of a variant on this model, as written to the results file."""
-        return VariantRecord.of(variant, self.base_model, self.device.type, aft_harness.__version__)
-
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Accepts a `--use_cache` database only if the same model and booster wrote it.
-
-        Raises:
-            CacheError: Another model or booster wrote the database.
-        """
-        super().set_cache_hook(cache_hook)
-        guards.guard_cache(cache_hook.dbdict, self.cache_identity(self.variant))
-
-    def cache_identity(self, variant: Variant) -> str:
-        """Everything that an answer under `variant` depends on except the request, as JSON."""
-        return cache_identity(self.base_model, str(self.model.dtype), variant, self._settings)
+    @property
+    def weights_dtype(self) -> str:
+        """Type of the model's numbers."""
+        return str(self.model.dtype)
 
     @cached_property
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """What an answer depends on beside model, booster and request."""
         return answer_settings(self)
 
 

@@ -91,7 +91,7 @@ def test_each_setting_that_differs_is_named(folder: str) -> None:
     seen: list[str] = []
     for name, change in changes.items():
         change()
-        lm._settings = answer_settings(lm)
+        lm.settings = answer_settings(lm)
         seen.append(name)
         found = differences(identity, lm.cache_identity(BASELINE))
         assert sorted(line.split(", not ")[0].rpartition(" ")[0] for line in found) == sorted(seen)
