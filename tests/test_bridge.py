@@ -43,8 +43,10 @@ assert (steered.__module__, steered.__name__) == ("aft_harness.harness.model", "
 assert (stock.__module__, stock.__name__) == ("lm_eval.models.huggingface", "HFLM")
 assert issubclass(steered, stock)
 from lm_eval.api.model import LM
-other = get_model("steered-gguf")  # known, and an error of one line, where llama-cpp-python is not installed
-assert (other.__module__, other.__name__) == ("aft_harness.harness.gguf", "SteeredGgufLM") and issubclass(other, LM)
+gguf = get_model("steered-gguf")  # known, and an error of one line, where llama-cpp-python is not installed
+assert (gguf.__module__, gguf.__name__) == ("aft_harness.harness.gguf", "SteeredGgufLM") and issubclass(gguf, LM)
+vllm = get_model("steered-vllm")  # known, and an error of one line, where vLLM is not installed
+assert (vllm.__module__, vllm.__name__) == ("aft_harness.publish.vllm", "SteeredVLLM") and issubclass(vllm, LM)
 """)
 
 
@@ -56,6 +58,7 @@ from lm_eval.api.registry import get_model
 assert get_model("dummy").__name__ == "DummyLM"
 assert placeholder() == "aft_harness.harness.model:SteeredHFLM"
 assert placeholder("steered-gguf") == "aft_harness.harness.gguf:SteeredGgufLM"
+assert placeholder("steered-vllm") == "aft_harness.publish.vllm:SteeredVLLM"
 assert "aft_harness" not in sys.modules and "torch" not in sys.modules
 """)
 
@@ -87,7 +90,7 @@ from lm_eval.api.registry import model_registry
 model_registry.register("steered-hf", target="elsewhere:Model")
 import lm_eval.models
 assert placeholder() == "elsewhere:Model"
-assert placeholder("steered-gguf") and "hf" in model_registry
+assert placeholder("steered-gguf") and placeholder("steered-vllm") and "hf" in model_registry
 """
     done = run(BOOT + code)
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,7 +102,7 @@ from lm_eval.api import registry
 registry.load_plugins = lambda group, registry: []
 import lm_eval.models
 assert "hf" in registry.model_registry
-assert placeholder() is placeholder("steered-gguf") is None
+assert placeholder() is placeholder("steered-gguf") is placeholder("steered-vllm") is None
 """)
 
 
@@ -114,7 +117,7 @@ assert "hf" in lm_eval.models.MODEL_MAPPING
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
         f"lm-eval will not know --model {name}: ZeroDivisionError('division by zero')"
-        for name in ("steered-hf", "steered-gguf")
+        for name in ("steered-hf", "steered-gguf", "steered-vllm")
     ]
 
 

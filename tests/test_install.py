@@ -82,6 +82,7 @@ def test_both_declare_the_commands_and_the_model(kind: str, request: pytest.Fixt
         "lm_eval.models": {
             "steered-gguf": "aft_harness.harness.gguf:SteeredGgufLM",
             "steered-hf": "aft_harness.lm:SteeredHFLM",
+            "steered-vllm": "aft_harness.publish.vllm:SteeredVLLM",
         },
     }
 
@@ -89,9 +90,10 @@ def test_both_declare_the_commands_and_the_model(kind: str, request: pytest.Fixt
 def test_the_addresses_of_the_model_types_lead_to_them(wheel: zipfile.ZipFile) -> None:
     from aft_harness.harness.gguf import SteeredGgufLM
     from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.publish.vllm import SteeredVLLM
 
     found = {name: pkgutil.resolve_name(at) for name, at in entry_points(wheel)["lm_eval.models"].items()}
-    assert found == {"steered-gguf": SteeredGgufLM, "steered-hf": SteeredHFLM}
+    assert found == {"steered-gguf": SteeredGgufLM, "steered-hf": SteeredHFLM, "steered-vllm": SteeredVLLM}
 
 
 def test_the_version_is_that_of_the_package(wheel: zipfile.ZipFile) -> None:

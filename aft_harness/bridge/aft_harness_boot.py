@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TARGETS = {
     "steered-hf": "aft_harness.harness.model:SteeredHFLM",
     "steered-gguf": "aft_harness.harness.gguf:SteeredGgufLM",
+    "steered-vllm": "aft_harness.publish.vllm:SteeredVLLM",
 }
 
 

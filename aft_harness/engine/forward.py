@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aft_harness.engine.decoder import hidden_size, text_config
 from aft_harness.engine.mask import additive_mask, visible
-from aft_harness.engine.partial import computed_up_to, last_mlp, narrowed, resumed_after
+from aft_harness.engine.partial import computed_up_to, given_only, last_mlp, narrowed, resumed_after
 from aft_harness.engine.rows import Batch
 from aft_harness.engine.steering import recorded
 
 MaskForm = Callable[[Batch], Tensor | dict[str, Tensor]]
 """A way in which a model may want the mask of a batch: one for all layers, or one for each type of layer."""
+
+HeadForm = Literal["argument", "module", "whole"]
+"""How a model's head runs on chosen positions alone: the model is told them, the head is given them, or it does not."""
 
 
 class ForwardPass:
@@ -82,23 +85,31 @@ class ForwardPass:
             }
         return self.model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
 
-    def logits(self, batch: Batch, keep: Tensor, *, by_position: bool) -> Tensor:
+    def logits(self, batch: Batch, keep: Tensor, head: HeadForm) -> Tensor:
         """Logits [n, vocabulary] at the n True positions of `keep`, row by row.
 
         Args:
             batch: The rows.
             keep: bool [rows, width].
-            by_position: Whether the model's head can run on those positions alone; otherwise it runs on all.
+            head: How the model's head runs on those positions alone.
         """
         keep = keep.to(self.device)
         # Plain rows, which packed ones are checked against, run the last layer whole.
         mlp = last_mlp(self.layers) if self.packed else None
         with narrowed(mlp, keep) if mlp else nullcontext():
-            logits: Tensor = self.run(batch, **({"logits_to_keep": keep} if by_position else {})).logits
+            logits = self.returned(batch, keep, head)
         if logits.dim() == 2:
             return logits
         # Learned prompts of PEFT stand in front of the row, with logits of their own.
         return logits[:, -keep.shape[1] :][keep.to(logits.device)]
+
+    def returned(self, batch: Batch, keep: Tensor, head: HeadForm) -> Tensor:
+        """The logits that the model returns: [n, vocabulary] if its head ran on the chosen positions alone."""
+        if head == "argument":
+            return self.run(batch, logits_to_keep=keep).logits
+        module = self.model.get_output_embeddings() if head == "module" else None  # type: ignore[operator]
+        with nullcontext() if module is None else given_only(module, keep):
+            return self.run(batch).logits
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""

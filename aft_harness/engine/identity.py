@@ -1,4 +1,4 @@
-"""Reading off a loaded model which one it is: a name and a fingerprint that are the same on every machine.
+"""Reading off a model which one it is: a name and a fingerprint that are the same on every machine.
 
 Knows configurations and weights of Hugging Face models. An absolute path never becomes part of an identity.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,19 +38,24 @@ _VOLATILE = {
 }
 
 
-def identify(model: PreTrainedModel, pretrained: str | None = None) -> ModelIdentity:
-    """The identity of a loaded model.
+def identify(
+    model: PreTrainedModel,
+    pretrained: str | None = None,
+    weight: Callable[[str], Tensor | None] | None = None,
+) -> ModelIdentity:
+    """The identity of a model.
 
     Args:
         model: The model; its weights are read, not changed.
         pretrained: What it was loaded from: a hub id or a folder.
+        weight: Gives a weight by the name of its parameter, for a model on the device `meta`; None where there is none.
     """
     config = model.config.get_text_config(decoder=True)
     commit = getattr(model.config, "_commit_hash", None)
     return ModelIdentity(
         name=_name(model, pretrained),
         revision=str(commit) if commit else None,
-        fingerprint=_fingerprint(model),
+        fingerprint=_fingerprint(model, weight),
         architecture=type(model).__name__,
         layers=int(config.num_hidden_layers),
         hidden_size=int(config.hidden_size),
@@ -70,14 +75,14 @@ def _name(model: PreTrainedModel, pretrained: str | None) -> str:
     return str(name)
 
 
-def _fingerprint(model: PreTrainedModel) -> str | None:
+def _fingerprint(model: PreTrainedModel, weight: Callable[[str], Tensor | None] | None) -> str | None:
     """A digest of configuration and weights; None where a weight is not at hand."""
     import torch  # here, so that who only wants the marker's name does not wait for it
 
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in _weights(model):
+    for name, parameter in _weights(model, weight):
         if parameter is None:
             return None
         digest.update(f"{name}{list(parameter.shape)}".encode())
@@ -92,7 +97,9 @@ def _fingerprint(model: PreTrainedModel) -> str | None:
     return digest.hexdigest()
 
 
-def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor | None]]:
+def _weights(
+    model: PreTrainedModel, weight: Callable[[str], Tensor | None] | None
+) -> Iterator[tuple[str, Tensor | None]]:
     """The weights by name, each once, as the model has them when it runs.
 
     Weights that are offloaded lie elsewhere while it does not run: they are read one after the other. None stands for
@@ -110,7 +117,7 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor | None]]:
                 found[plain] = (module, name.rpartition(".")[2], parameter)
             seen |= keys
     for name, place in sorted(found.items(), key=lambda item: item[0]):
-        yield name, _at_hand(*place)
+        yield name, weight(name) if weight else _at_hand(*place)
 
 
 def _at_hand(module: Module, name: str, parameter: Tensor) -> Tensor | None:

@@ -82,6 +82,26 @@ def last_mlp(layers: nn.ModuleList) -> nn.Module | None:
 
 
 @contextmanager
+def given_only(module: nn.Module, keep: Tensor) -> Iterator[None]:
+    """In this block a module gets some positions only, as [n, hidden], and returns as many.
+
+    Args:
+        module: Treats each position by itself. One that is given other positions than `keep` has runs as ever.
+        keep: bool [batch, positions].
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden, *rest = inputs
+        return (hidden[keep.to(hidden.device)], *rest) if hidden.shape[:-1] == keep.shape else None
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
     """In this block a module that treats each position by itself runs at some of them; at the others it returns zero.
 

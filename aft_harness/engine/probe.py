@@ -8,7 +8,6 @@ Knows forward passes and rows. Knows nothing of requests and of steering: what i
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.forward import ForwardPass, HeadForm
 from aft_harness.engine.rows import Batch, Row, batches, pad
 from aft_harness.engine.trie import pack
 
@@ -32,6 +31,9 @@ COARSE_TOLERANCE = 0.15
 
 # What a model may raise when it is given a mask or positions that it has no use for.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+_ROUNDING = 0.02
+"""Relative difference of logits that half precision may make of a product of another shape."""
 
 _BOTTOM = 8
 """Layers that are run to see what a model makes of sequences of different lengths."""
@@ -188,9 +190,9 @@ class Probe:
         keep[:, -1] = True
         keep[:, 0] = True
         try:
-            full = forward_pass.logits(batch, keep, by_position=self.keeps_logits)
+            full = forward_pass.logits(batch, keep, self.head)
             with forward_pass.resumed(layer, forward_pass.hidden(batch, layer)):
-                upper = forward_pass.logits(batch, keep, by_position=self.keeps_logits)
+                upper = forward_pass.logits(batch, keep, self.head)
             return float((full - upper).abs().float().mean()) <= self.tolerance
         except torch.OutOfMemoryError:
             raise
@@ -199,24 +201,26 @@ class Probe:
             return False
 
     @cached_property
-    def keeps_logits(self) -> bool:
-        """Whether the head can run on chosen positions; older and remote code takes a number or nothing instead."""
-        model, device = self._forward_pass.model, self._forward_pass.device
-        wrapped = hasattr(model, "get_base_model")
-        target = model.get_base_model() if wrapped else model  # type: ignore[operator]
-        if "logits_to_keep" not in inspect.signature(target.forward).parameters:
-            return False
-        tokens = torch.ones(1, 2, dtype=torch.long, device=device)
-        keep = torch.tensor([[False, True]], device=device)
-        try:
-            with torch.no_grad():
-                logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-        except torch.OutOfMemoryError:
-            raise
-        except _REFUSALS as error:
-            logger.debug("logits cannot be kept by position: %s", error)
-            return False
-        return bool(logits.shape[:-1].numel() == 1)
+    def head(self) -> HeadForm:
+        """How the head runs on chosen positions; releases of transformers differ, and remote code from all of them."""
+        forward_pass = self._forward_pass
+        plain = ForwardPass(forward_pass.model, forward_pass.layers, forward_pass.device, packed=False)
+        batch = pad([row for tokens in ([1, 1, 1], [2, 2]) for row in pack([tokens], [1], 1)])
+        keep = torch.tensor([[False, True, True], [True, False, False]])
+        forms: tuple[HeadForm, ...] = ("argument", "module")
+        with torch.no_grad():
+            whole = plain.logits(batch, keep, "whole")
+            for form in forms:
+                try:
+                    found = plain.returned(batch, keep.to(forward_pass.device), form)
+                except torch.OutOfMemoryError:
+                    raise
+                except _REFUSALS as error:
+                    logger.debug("the head does not run on chosen positions by %s: %s", form, error)
+                    continue
+                if found.shape == whole.shape and torch.allclose(found, whole, rtol=_ROUNDING, atol=self.tolerance):
+                    return form
+        return "whole"
 
     @contextmanager
     def forgotten(self) -> Iterator[None]:

@@ -252,7 +252,7 @@ class Engine:
     def _logits(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, Tensor]:
         """Logits at the positions that predict something, [n, vocabulary], and which of them predicts each token."""
         keep, slots = predicted.positions(batch)
-        return self.forward_pass.logits(batch, keep, by_position=self.probe.keeps_logits), slots
+        return self.forward_pass.logits(batch, keep, self.probe.head), slots
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Unsteered output of a layer, [rows, width, hidden]; the layers above and the head do not run."""

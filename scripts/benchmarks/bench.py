@@ -4,8 +4,8 @@ Ours and the peer run alternately in one process, on the same rows, in the same 
 and written: the median ratio of times, the largest |difference| of loglikelihoods, the share of documents on which both
 choose the same answer, and which share of the machine's measured matrix-product peak the needed operations reach: those
 on every distinct token prefix, and the head's where an answer is predicted. The works named `scaling` have no peer and
-show how our time grows with documents, few-shot examples and choices. Real rows are needed: set HF_DATASETS_CACHE to a
-cache that holds them, or be online.
+show how our time grows with documents, few-shot examples and choices; those named `vllm` have their peer in another
+environment (see engines.py). Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
 
     python scripts/benchmarks/bench.py --list
     python scripts/benchmarks/bench.py --only arc_easy-0shot --reps 3
@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import engines
 import generation
 import loglikelihoods
 import machine
@@ -71,6 +72,12 @@ WORKS: dict[str, Callable[[int, int], Outcome]] = {
     "training-letters-bf16": lambda docs, reps: training.against_published("bfloat16", docs // 16 * 4, reps),
     "training-attention-bf16": lambda docs, reps: training.against_fused_attention(docs // 16 * 4, reps),
     "gsm8k-generation": lambda docs, reps: generation.greedy("gsm8k", 5, min(docs, 20), reps),
+    "hellaswag-0shot-vllm": lambda docs, reps: engines.loglikelihoods("hellaswag", 0, "float32", docs, reps),
+    "hellaswag-0shot-vllm-bf16": lambda docs, reps: engines.loglikelihoods("hellaswag", 0, "bfloat16", docs, reps),
+    "arc_easy-5shot-vllm": lambda docs, reps: engines.loglikelihoods("arc_easy", 5, "float32", docs // 2, reps),
+    "arc_easy-5shot-vllm-bf16": lambda docs, reps: engines.loglikelihoods("arc_easy", 5, "bfloat16", docs // 2, reps),
+    "gsm8k-generation-vllm": lambda docs, reps: engines.generation("gsm8k", 5, "float32", min(docs, 20), reps),
+    "gsm8k-generation-vllm-bf16": lambda docs, reps: engines.generation("gsm8k", 5, "bfloat16", min(docs, 20), reps),
     "scaling-docs-quarter": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 4, reps),
     "scaling-docs-half": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 2, reps),
     "scaling-docs-all": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs, reps),

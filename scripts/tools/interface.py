@@ -60,7 +60,8 @@ def _class(name: str, value: type) -> Iterator[str]:
     head = _fenced(signature(name, value)) if not issubclass(value, BaseException) else ""
     yield "\n\n".join(part for part in (f"## {name}", head, *body) if part) + "\n"
     properties = []
-    for member, definition in vars(value).items():
+    ours = [owner for owner in reversed(value.__mro__) if owner.__module__.startswith("aft_harness.")]
+    for member, definition in {name: found for owner in ours for name, found in vars(owner).items()}.items():
         if member.startswith("_"):
             continue
         if isinstance(definition, property | cached_property):

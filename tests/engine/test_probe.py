@@ -56,7 +56,7 @@ def test_the_check_costs_three_plain_rows(tiny_model: Any) -> None:
     model.model.embed_tokens.register_forward_hook(lambda module, args, output: sizes.append(args[0].numel()))
     runner = engine(model)
     runner.loglikelihoods(requests, 5000)
-    first = [size for size in sizes if size > 2]  # trying whether logits can be kept takes two tokens
+    first = [size for size in sizes if size > 6]  # trying how the head runs takes six tokens
     sizes.clear()
     runner.loglikelihoods(requests, 5000)
     assert len(first) <= len(sizes) + 3 + 2  # and two passes of a few layers
@@ -74,23 +74,41 @@ def test_an_upper_layer_that_uses_more_of_the_lower_ones_is_run_in_full(tiny_mod
     assert not runner.resumes(batch, 1)
 
 
-@pytest.mark.parametrize("accepts", ["a number", "nothing"])
-def test_a_model_that_keeps_no_logits_by_position_gets_its_head_run_everywhere(tiny_model: Any, accepts: str) -> None:
+@pytest.mark.parametrize("accepts", ["a number", "nothing", "positions of all rows", "no hooks"])
+def test_the_head_runs_on_chosen_positions_whatever_the_model_accepts(tiny_model: Any, accepts: str) -> None:
     model = tiny_model("llama")
     requests = made_requests()
     expected = [alone(model, request) for request in requests]
     forward = model.forward
 
-    def older(input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
-        if not isinstance(logits_to_keep, int):
+    def older(input_ids: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        if accepts == "a number" and not isinstance(logits_to_keep, int):
             raise IndexError("too many indices for tensor of dimension 3")
-        return forward(input_ids, **kwargs)
+        kept = logits_to_keep if accepts == "positions of all rows" else 0
+        return forward(input_ids, **kwargs) if isinstance(kept, int) else cut(forward(input_ids, **kwargs), kept)
 
-    model.forward = older if accepts == "a number" else lambda input_ids, **kwargs: forward(input_ids, **kwargs)
+    def cut(output: Any, kept: torch.Tensor) -> Any:
+        output.logits = output.logits[:, kept.any(0).nonzero()[:, 0]]
+        return output
+
+    model.forward = older
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    if accepts == "no hooks":
+        model.get_output_embeddings = lambda: None
     runner = engine(model)
+    assert runner.probe.head == ("whole" if accepts == "no hooks" else "module")
     (found,) = runner.loglikelihoods(requests, 500)
     assert runner.packed
     assert_equal(found, expected)
+    rows.clear()
+    runner.loglikelihoods(requests, 500)
+    predicted = {
+        (*request.inputs[: len(request.inputs) - back],)
+        for request in requests
+        for back in range(len(request.continuation))
+    }
+    assert (sum(rows) == len(predicted)) == (accepts != "no hooks")
 
 
 @pytest.mark.parametrize(("difference", "agrees"), [(0.0, True), (0.1, False), (float("nan"), False)])

@@ -62,18 +62,26 @@ class Base:
     label: str
 
     @classmethod
-    def of(cls, model: str) -> Base:
+    def of(cls, model: str, revision: str | None = None) -> Base:
         """The folder of a model: itself, or that of the hub's cache, fetched if need be.
+
+        Args:
+            model: A folder or a hub id.
+            revision: Of a model on the hub; its main branch by default.
 
         Raises:
             ModelError: There is none.
         """
         if Path(model).is_dir():
             return cls(Path(model), model)
+        if Path(model).is_file():
+            raise ModelError(f"{model}: not a folder but a file; give a checkpoint folder or a hub id")
         from huggingface_hub import snapshot_download
 
         try:
-            folder = snapshot_download(model, allow_patterns=list(_WANTED), ignore_patterns=["*/*", "consolidated*"])
+            folder = snapshot_download(
+                model, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*", "consolidated*"]
+            )
         except Exception as error:
             why = reason(error, sentence=True)
             raise ModelError(

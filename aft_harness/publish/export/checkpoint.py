@@ -28,7 +28,7 @@ _NOT_CARRIED = ("_name_or_path", "auto_map", "quantization_config")
 _NOT_COMPARED = {*_NOT_CARRIED, "architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
 
 
-def write(order: Order, *, model: str, full: bool, verify: bool | None) -> Exported:
+def write(order: Order, *, model: str | Base, full: bool, verify: bool | None) -> Exported:
     """Writes the folder; see `TARGET`."""
     from aft_harness.engine.steering import Steering
     from aft_harness.publish.export.base import Base
@@ -37,7 +37,7 @@ def write(order: Order, *, model: str, full: bool, verify: bool | None) -> Expor
     from aft_harness.publish.export.overlay import write_folder
     from aft_harness.publish.export.skeleton import read_config, skeleton
 
-    vectors, base = order.vectors, Base.of(model)
+    vectors, base = order.vectors, model if isinstance(model, Base) else Base.of(model)
     config = read_config(base.folder, base.label)
     Steering(skeleton(config), order.booster)  # refuses a booster of another width or depth
     form = fitting_form(config, list(vectors))

@@ -18,6 +18,7 @@ from aft_harness.publish.export.target import RECORD, Exported, Order, Target
 
 if TYPE_CHECKING:
     from aft_harness.boosters.references import VectorSpec
+    from aft_harness.boosters.variant import Variant
 
 TARGETS: Mapping[str, Target] = {
     target.name: target
@@ -69,14 +70,39 @@ def export(
     if found.suffix and path.suffix != found.suffix:
         raise ParseError(f"{path}: a {found.name} export ends in {found.suffix}")
     _check_free(path, found, overwrite)
-    variant = references.load(vector, scale)
-    with written_whole(path, replace=overwrite) as place:
+    return written(found, references.load(vector, scale), path, replace=overwrite, **options)
+
+
+def written(
+    target: Target,
+    variant: Variant,
+    path: Path,
+    *,
+    replace: bool = False,
+    record: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Exported:
+    """Writes the export of a variant and the record of what it was made from.
+
+    Args:
+        target: Writes it.
+        variant: The booster and its strength.
+        path: Where it will be, whole or not at all.
+        replace: Whether what is there may be replaced.
+        record: What the record says besides.
+        **options: Of the target.
+
+    Raises:
+        AftError: See `export`.
+    """
+    with written_whole(path, replace=replace) as place:
         order = Order(variant, path, place)
-        exported = found.write(order, **{option.name: option.default for option in found.options} | options)
-        text = json.dumps({**order.record, **exported.record}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        if found.shape == "folder":
+        exported = target.write(order, **{option.name: option.default for option in target.options} | options)
+        content = {**order.record, **exported.record, **(record or {})}
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if target.shape == "folder":
             (place / RECORD).write_text(text, encoding="utf-8")
-    if found.shape == "file with record":
+    if target.shape == "file with record":
         write_atomically(beside(path), text.encode())
     return exported
 

@@ -16,7 +16,13 @@ PEERS = Path(__file__).parent / "peers"
 
 
 def environment(
-    home: Path, requirements: Sequence[str], *, constraints: Sequence[str] = (), without: Sequence[str] = ()
+    home: Path,
+    requirements: Sequence[str],
+    *,
+    constraints: Sequence[str] = (),
+    without: Sequence[str] = (),
+    checkout: Path | None = None,
+    empty: Mapping[str, str] | None = None,
 ) -> Path:
     """The Python of an environment with these packages, made on the first call.
 
@@ -25,23 +31,39 @@ def environment(
         requirements: Packages.
         constraints: Versions of what comes with them.
         without: What comes with them and is removed.
+        checkout: A folder that is installed as well, by reference.
+        empty: Packages without content, by name and version, for a tool that looks for a name.
 
     Raises:
         click.ClickException: They cannot be installed.
     """
-    python = home / "bin" / "python"
-    if not (home / "installed").is_file():
-        click.echo(f"installing {', '.join(requirements)}; the first time takes minutes", err=True)
-        venv.create(home, with_pip=True, clear=True)
-        pinned = home / "constraints.txt"
-        pinned.write_text("\n".join(constraints))
-        install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pinned), *requirements]
-        if (done := subprocess.run(install, capture_output=True, text=True, check=False)).returncode:
-            raise click.ClickException(f"{', '.join(requirements)} cannot be installed: {done.stderr.strip()[-500:]}")
-        if without:
-            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=False)
-        (home / "installed").touch()
+    python, marker = home / "bin" / "python", home / "installed"
+    wanted = json.dumps([requirements, constraints, without, checkout is not None, empty or {}])
+    if marker.is_file() and marker.read_text() == wanted:
+        return python
+    click.echo(f"installing {', '.join(requirements)}; the first time takes minutes", err=True)
+    venv.create(home, with_pip=True, clear=True)
+    pinned = home / "constraints.txt"
+    pinned.write_text("\n".join(constraints))
+    editable = [] if checkout is None else ["--editable", str(checkout)]
+    _pip(python, "install", "--constraint", str(pinned), *requirements, *editable)
+    if without:
+        _pip(python, "uninstall", "--yes", *without)
+    for name, number in (empty or {}).items():
+        project = home / "empty" / name
+        project.mkdir(parents=True)
+        (project / "pyproject.toml").write_text(
+            f'[project]\nname = "{name}"\nversion = "{number}"\n[tool.setuptools]\npy-modules = []\n'
+        )
+        _pip(python, "install", "--no-deps", str(project))
+    marker.write_text(wanted)
     return python
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", arguments[0], "--quiet", *arguments[1:]]
+    if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
+        raise click.ClickException(f"pip {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}")
 
 
 def version(python: Path, package: str) -> str:

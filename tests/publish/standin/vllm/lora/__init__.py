@@ -1,0 +1,1 @@
+"""Adapters, of which there are none."""
