@@ -1,4 +1,4 @@
-"""A tiny random model of transformers as a GGUF file, with the tokenizer of the tests in it."""
+"""GGUF files: a tiny random model of transformers with the tokenizer of the tests, and one of a few odd tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 from torch import Tensor
+
+WIDTH, LAYERS = 32, 4
+"""Of the model of odd tensors."""
 
 _NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -78,3 +82,47 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int, add_bos: bool) -> Non
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(add_bos)
     writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def gguf_model(
+    path: Path,
+    architecture: str = "llama",
+    biases: dict[int, np.ndarray] | None = None,
+    experts: bool = False,
+    alignment: int = 32,
+    **metadata: Any,
+) -> Path:
+    """Writes a GGUF model of a few tensors, some of them quantised, with metadata of every kind."""
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, architecture)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    writer.add_block_count(LAYERS)
+    writer.add_embedding_length(WIDTH)
+    for key, value in metadata.items():
+        add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(key.replace("__", "."), value)
+    writer.add_token_list(["<s>", "é", "", "\n", "token"] * 20)
+    writer.add_token_scores([0.5, -1.25, float("-inf"), 0.0, 1e-30] * 20)
+    writer.add_token_types([1, 2, 3, 6, 1] * 20)
+    writer.add_array("test.flags", [True, False, True])
+    writer.add_float64("test.double", 0.1)
+    writer.add_int8("test.small", -3)
+    writer.add_tensor("token_embd.weight", rng.standard_normal((100, WIDTH), dtype=np.float32))
+    for layer in range(LAYERS):
+        weight = rng.standard_normal((WIDTH, 64), dtype=np.float32)
+        name = f"blk.{layer}.ffn_down{'_exps' if experts else ''}.weight"
+        if layer % 2:
+            packed = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, weight.astype(np.float16))
+        writer.add_tensor(f"blk.{layer}.attn_norm.weight", np.ones(WIDTH, dtype=np.float32))
+        if biases and layer in biases:
+            writer.add_tensor(f"blk.{layer}.ffn_down.bias", biases[layer])
+    writer.add_tensor("output_norm.weight", np.ones(3, dtype=np.float32))  # ends between two multiples of the alignment
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

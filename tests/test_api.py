@@ -156,7 +156,7 @@ def test_a_model_is_given_back_after_an_error_too(model: Any, tokenizer: Any) ->
 
 def test_a_training_gives_its_losses_as_a_table_a_plot_and_files(trained: aft.TrainingResult, tmp_path: Path) -> None:
     losses = trained.losses
-    assert list(losses.columns) == ["step", "epoch", "loss", "development_loss"]
+    assert list(losses.columns) == ["step", "epoch", "loss", "development_loss", "divergence"]
     assert list(losses["step"]) == [1, 2] and list(losses["epoch"]) == [1, 2]
     by_epoch = losses.groupby("epoch")["loss"].mean()
     assert list(by_epoch) == pytest.approx(list(trained.epoch_losses))

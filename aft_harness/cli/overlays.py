@@ -7,6 +7,7 @@ import time
 import click
 
 from aft_harness.cli.app import CONTEXT, main, note
+from aft_harness.files import home
 from aft_harness.text import printable
 
 

@@ -104,7 +104,7 @@ def test_the_number_of_training_documents_has_one_default_and_a_way_to_all() -> 
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
-        (None, (0, 1, 2, 3)),
+        (None, (1, 2, 3)),
         ("1-", (1, 2, 3)),
         ("1-2", (1, 2)),
         ("all", (0, 1, 2, 3)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from publish_cases import gguf_model
+from gguf_cases import gguf_model
 
 from aft_harness.engine.gguf_file import (
     BLOCKS,

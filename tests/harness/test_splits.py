@@ -15,7 +15,7 @@ from aft_harness.boosters.documents import text_hash
 from aft_harness.errors import TaskError
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import PromptFormat, TaskSelection
-from aft_harness.harness.splits import TrainingRows
+from aft_harness.harness.splits import SeededRows, TrainingRows
 from aft_harness.harness.tasks import Tasks
 
 
@@ -91,8 +91,7 @@ def test_questions_are_hashed_and_one_that_is_evaluated_is_dropped() -> None:
 
 
 def test_rows_with_one_question_stay_on_one_side() -> None:
-    found = rows("toy_choice")
-    found.hashes = {index: str(index // 3) for index in range(9)}
+    found = SeededRows({index: str(index // 3) for index in range(9)}, str)
     order = list(range(9))
     for wanted, carved in ((0, 0), (1, 3), (3, 3), (4, 6), (8, 9), (99, 9)):
         development, training = found.carve(order, wanted)

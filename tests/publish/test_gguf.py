@@ -7,7 +7,8 @@ from pathlib import Path
 
 import gguf
 import pytest
-from publish_cases import BASE, booster, gguf_model, vectors_of
+from gguf_cases import gguf_model
+from publish_cases import BASE, booster, vectors_of
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection

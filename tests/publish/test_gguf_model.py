@@ -9,7 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from publish_cases import WIDTH, booster, gguf_model, vectors_of
+from gguf_cases import WIDTH, gguf_model
+from publish_cases import booster, vectors_of
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.errors import ExportError, FileError

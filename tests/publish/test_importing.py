@@ -12,7 +12,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from publish_cases import BASE, WIDTH, booster, gguf_model
+from gguf_cases import WIDTH, gguf_model
+from publish_cases import BASE, booster
 from safetensors.torch import save_file
 
 from aft_harness.boosters.booster import Booster

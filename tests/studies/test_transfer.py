@@ -185,7 +185,7 @@ def test_another_training_is_another_cell(checkpoint: str, tmp_path: Path) -> No
 def test_the_recipe_decides_where_a_plan_names_no_layers(checkpoint: str, tmp_path: Path) -> None:
     lm = SteeredHFLM(checkpoint, device="cpu")
     plan = replace(plan_of(checkpoint, seeds=[0]), layers=(None,))
-    assert {cell.settings.layers.text for cell in transfer.Study(lm, plan, tmp_path).trainings} == {"all"}
+    assert {cell.settings.layers.text for cell in transfer.Study(lm, plan, tmp_path).trainings} == {"1-"}
 
 
 def test_what_a_study_says_of_choices_is_not_for_texts(checkpoint: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_training_that_went_wrong_says_so(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_training_fills_the_table(trained: TrainingResult) -> None:
     table = trained.losses
-    assert list(table.columns) == ["step", "epoch", "loss", "development_loss"]
+    assert list(table.columns) == ["step", "epoch", "loss", "development_loss", "divergence"]
     assert table["step"].tolist() == list(range(1, 10)) and table["epoch"].tolist() == [1] * 3 + [2] * 3 + [3] * 3
     assert table["development_loss"].notna().tolist() == [False, False, True] * 3
     development = table["development_loss"].dropna().tolist()

@@ -351,7 +351,7 @@ def test_the_default_is_the_default_recipe() -> None:
     lm = make_lm(double=False)
     task = examples(lm, limit=6)
     asked = train(lm, [task]).booster
-    assert asked.layers == (0, 1, 2, 3)
+    assert asked.layers == (1, 2, 3)
     assert asked.sha256 == train(lm, [task], Settings()).booster.sha256
 
 
