@@ -43,8 +43,8 @@ class GuardedLM(_Base):
 
     def start_guards(self) -> None:
         """Makes the guards; nobody is warned yet. Copies of the object share them."""
-        self._other_models, self._prompts = guards.OtherModelGuard(), PromptGuard()
-        self._guards = (guards.TrainingDocumentGuard(), self._prompts)
+        self._other_models, self.prompts = guards.OtherModelGuard(), PromptGuard()
+        self._guards = (guards.TrainingDocumentGuard(), self.prompts)
 
     @abstractmethod
     def encode(self, context: str, continuation: str) -> Request:
@@ -71,7 +71,7 @@ class GuardedLM(_Base):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """As the stock model type."""
-        return self._prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
+        return self.prompts.templated(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def guard(self, requests: Sequence[Instance]) -> None:
         """Emits the warnings that are due before an evaluation.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -32,7 +32,6 @@ from aft_harness.harness import encoding
 from aft_harness.harness.guarded import GuardedLM, check_scale
 from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
-from aft_harness.text import reason
 
 
 class SteeredHFLM(GuardedLM, HFLM):
@@ -121,29 +120,6 @@ class SteeredHFLM(GuardedLM, HFLM):
             ModelError: The continuation has no tokens, or more than the model has positions.
         """
         return encoding.encode(self, context, continuation)
-
-    def chat_text(self, messages: Sequence[Mapping[str, str]], *, answered: bool = False) -> str:
-        """Messages as the chat template has them; one that it refuses is an error, where `hf` leaves out the system's.
-
-        Args:
-            messages: With `role` and `content`.
-            answered: The last one is the answer; otherwise the text ends where the answer begins.
-
-        Raises:
-            ModelError: There is no chat template, or it does not take these messages.
-        """
-        if self.tokenizer.chat_template is None:
-            raise ModelError(f"the tokenizer of {self.base_model.name} has no chat template")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=not answered,
-                **self.chat_template_args,
-            )
-        except Exception as error:  # templates are programs of their own
-            raise ModelError(f"the chat template refuses these messages ({reason(error)})") from None
-        return text if answered else self._prompts.templated(text)
 
     def score_variants(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 
 from aft_harness.boosters import documents
 from aft_harness.errors import ModelError, TaskError
+from aft_harness.harness.chat import chat_text
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.pair_sources import PairSet
 from aft_harness.harness.pair_task import PairTask, Rendered, pair_task
@@ -153,8 +154,8 @@ def _through_template(pair: Pair, lm: Any, system: str | None) -> tuple[str, lis
     """The prompt up to where the answer begins, and each answer up to its end."""
     messages = _messages(pair, system)
     try:
-        context = lm.chat_text(messages)
-        whole = [lm.chat_text([*messages, _answer(text)], answered=True) for text in pair.texts]
+        context = chat_text(lm, messages)
+        whole = [chat_text(lm, [*messages, _answer(text)], answered=True) for text in pair.texts]
         # Some templates say less before an answer that is known than before one that is to be written.
         context = shared_start(context, *whole) if not all(text.startswith(context) for text in whole) else context
     except ModelError as error:

@@ -13,6 +13,7 @@ from transformers import TextStreamer
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import ModelError
+from aft_harness.harness.chat import chat_text
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import ignore
 
@@ -26,10 +27,11 @@ def chat_prompt(lm: SteeredHFLM, message: str, system: str | None = None) -> str
     Raises:
         ModelError: The tokenizer has no chat template, or one that does not take these messages.
     """
-    if lm.tokenizer.chat_template is None:
-        raise ModelError(f"the tokenizer of {lm.base_model.name} has no chat template; give a plain prompt")
     messages = [{"role": "system", "content": system}] if system else []
-    return lm.apply_chat_template([*messages, {"role": "user", "content": message}])
+    try:
+        return chat_text(lm, [*messages, {"role": "user", "content": message}])
+    except ModelError as error:
+        raise ModelError(f"{error}; give a plain prompt") from None
 
 
 def write(

@@ -25,7 +25,9 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: Any, tiny_tokenizer: Any) -> SteeredHFLM:
-    return SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tiny_tokenizer)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = None
+    return SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
