@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ PROMPT = "The child opens the door"
 
 @pytest.fixture
 def lm(tiny_model: Any, tiny_tokenizer: Any) -> SteeredHFLM:
-    tiny_tokenizer.chat_template = CHAT
-    return SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tiny_tokenizer)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT
+    return SteeredHFLM(pretrained=tiny_model("llama"), tokenizer=tokenizer)
 
 
 def plain(lm: SteeredHFLM, variant: Variant, prompt: str = PROMPT, **sampling: Any) -> str:
