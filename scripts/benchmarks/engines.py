@@ -129,6 +129,7 @@ def _vllm(dtype: str) -> Iterator[_Peer]:
             "python scripts/studies/verify_exports.py --engine vllm, which makes one"
         )
     settings = {"VLLM_CPU_OMP_THREADS_BIND": CORES, **os.environ}
+    settings.pop("TQDM_DISABLE", None)  # vLLM reads the time off a bar, and divides by it
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([str(python), str(PEER)], env=settings, start_new_session=True, **pipes) as process:
         peer = _Peer(process)
