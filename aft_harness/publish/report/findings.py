@@ -112,6 +112,8 @@ def headline(gains: int, losses: int, undecided: int) -> str:
             if total == 1
             else f"None of {total:,} comparisons can be told from no change."
         )
+    if total == 1:
+        return f"The one comparison is a significant {'gain' if gains else 'loss'}."
     significant = " and ".join(filter(None, (_several(gains, "gain"), _several(losses, "loss", "losses"))))
     if not undecided:
         return f"{significant} in {_several(total, 'comparison')}; all are significant."
