@@ -206,7 +206,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests real benchmark rows would have added: a skip should not pass for a success."""
-    skipped = sum("real_data" in report.keywords for report in terminalreporter.stats.get("skipped", ()))
+    reports = terminalreporter.stats.get("skipped", ())
+    skipped = sum("real_data" in report.keywords for report in reports if isinstance(report, pytest.TestReport))
     if skipped:
         terminalreporter.write_line(
             f"{skipped} tests were skipped for want of real benchmark rows; set AFT_REAL_DATA to a datasets cache."
