@@ -9,7 +9,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from aft_harness.errors import ExportError
-from aft_harness.publish.export.target import MODEL, Exported, Option, Order, Target
+from aft_harness.publish.export.target import MODEL, REVISION, Exported, Option, Order, Target, check_revision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ _NOT_CARRIED = ("_name_or_path", "auto_map", "quantization_config")
 _NOT_COMPARED = {*_NOT_CARRIED, "architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
 
 
-def write(order: Order, *, model: str | Base, full: bool, verify: bool | None) -> Exported:
+def write(order: Order, *, model: str | Base, full: bool, verify: bool | None, revision: str | None) -> Exported:
     """Writes the folder; see `TARGET`."""
     from aft_harness.engine.steering import Steering
     from aft_harness.publish.export.base import Base
@@ -37,7 +37,8 @@ def write(order: Order, *, model: str | Base, full: bool, verify: bool | None) -
     from aft_harness.publish.export.overlay import write_folder
     from aft_harness.publish.export.skeleton import read_config, skeleton
 
-    vectors, base = order.vectors, model if isinstance(model, Base) else Base.of(model)
+    check_revision(model, revision)
+    vectors, base = order.vectors, model if isinstance(model, Base) else Base.of(model, revision)
     config = read_config(base.folder, base.label)
     Steering(skeleton(config), order.booster)  # refuses a booster of another width or depth
     form = fitting_form(config, list(vectors))
@@ -133,6 +134,7 @@ TARGET = Target(
     shape="folder",
     options=(
         MODEL,
+        REVISION,
         Option("full", "Copy the model's weights, so that the folder needs nothing else.", switch=True, default=False),
         Option(
             "verify",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_harness.errors import ExportError
-from aft_harness.publish.export.target import MODEL, Exported, Option, Order, Target
+from aft_harness.publish.export.target import MODEL, REVISION, Exported, Option, Order, Target, check_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ _NEEDS = {"beft": "0.20", "lora": "0.14"}
 """The first version of PEFT that knows each form."""
 
 
-def write(order: Order, *, model: str, form: str) -> Exported:
+def write(order: Order, *, model: str, form: str, revision: str | None) -> Exported:
     """Writes the folder; see `TARGET`."""
     from safetensors.torch import save
 
@@ -39,8 +39,9 @@ def write(order: Order, *, model: str, form: str) -> Exported:
     from aft_harness.publish.export.site import find_site
     from aft_harness.publish.export.skeleton import read_config, skeleton
 
+    check_revision(model, revision)
     vectors = order.vectors
-    config = read_config(model)
+    config = read_config(model, revision=revision)
     kind = skeleton(config)
     Steering(kind, order.booster)  # refuses a booster of another width or depth
     site = find_site(config, list(vectors))
@@ -62,6 +63,7 @@ def write(order: Order, *, model: str, form: str) -> Exported:
     numbers = "|".join(map(str, vectors))
     settings = {
         "base_model_name_or_path": None if Path(model).exists() else model,
+        "revision": revision,
         "inference_mode": True,
         "target_modules": rf"{re.escape(place)}\.({numbers})\.{re.escape(site.name)}",
         "task_type": "CAUSAL_LM",
@@ -72,14 +74,18 @@ def write(order: Order, *, model: str, form: str) -> Exported:
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (order.place / "adapter_config.json").write_text(text, encoding="utf-8")
     count = len(vectors)
+    pinned = "" if revision is None else f", revision={revision!r}"
+    arguments = ",".join(
+        [f"pretrained={model}", *([f"revision={revision}"] if revision else []), f"peft={order.output}"]
+    )
     return Exported(
         order.output,
         use="from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"model = AutoModelForCausalLM.from_pretrained({model!r})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({model!r}{pinned})\n"
         f"model = PeftModel.from_pretrained(model, {str(order.output)!r})\n"
         "or\n"
-        f"lm_eval --model hf --model_args {shlex.quote(f'pretrained={model},peft={order.output}')} --tasks TASKS",
+        f"lm_eval --model hf --model_args {shlex.quote(arguments)} --tasks TASKS",
         check=f"print(sum(name.endswith('{_LOADED[form]}') for name in model.state_dict()))  # {count}",
         notes=(f"needs PEFT {_NEEDS[form]} or newer",),
         record={"form": form, "bias_of": site.name},
@@ -108,6 +114,7 @@ TARGET = Target(
     shape="folder",
     options=(
         MODEL,
+        REVISION,
         Option("form", "Which kind of adapter.", choices=("beft", "lora"), default="beft"),
     ),
 )

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from aft_harness.boosters.model_identity import ModelIdentity
 
 
-def read_config(model: str | Path, label: str = "") -> PreTrainedConfig:
+def read_config(model: str | Path, label: str = "", revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a folder or hub id; code that comes with a model is not run.
 
     Args:
         model: The folder or hub id.
         label: What messages call it; the same by default.
+        revision: Of a model on the hub; its main branch by default.
 
     Raises:
         ModelError: There is none, or transformers does not know its kind.
@@ -30,7 +31,7 @@ def read_config(model: str | Path, label: str = "") -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = reason(error, sentence=True)
         raise ModelError(

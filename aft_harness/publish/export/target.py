@@ -152,4 +152,15 @@ class Target:
 
 
 MODEL = Option("model", "Hub id or folder of the model that the booster is for.", required=True)
-"""The option of targets that need the model."""
+REVISION = Option("revision", "Branch, tag or commit of a model on the hub.  [default: its main branch]")
+"""The options of targets that need the model."""
+
+
+def check_revision(model: object, revision: str | None) -> None:
+    """Refuses a revision of what has none.
+
+    Raises:
+        ExportError: The model is a folder.
+    """
+    if revision is not None and Path(str(model)).is_dir():
+        raise ExportError(f"{model} is a folder, and only a model on the hub has a revision such as {revision}")

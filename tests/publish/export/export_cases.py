@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import make_tiny_model, make_tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -61,3 +63,17 @@ def steered(folder: Path, booster: Booster, strength: float = 1.0) -> torch.Tens
 
 def assert_close(left: torch.Tensor, right: torch.Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-5)
+
+
+def hub_cache(monkeypatch: pytest.MonkeyPatch, cache: Path, repo: str, revisions: dict[str, Path]) -> None:
+    """Lets the hub's cache hold a model, by branch, and the hub be out of reach."""
+    from huggingface_hub import constants
+
+    home = cache / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    for index, (branch, folder) in enumerate(revisions.items()):
+        commit = f"{index:040x}"
+        (home / "refs" / branch).write_text(commit)
+        shutil.copytree(folder, home / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

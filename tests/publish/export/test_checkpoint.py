@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tiny_model
-from export_cases import WIDTH, assert_close, booster, checkpoint, loaded, logits, steered
+from export_cases import WIDTH, assert_close, booster, checkpoint, hub_cache, loaded, logits, steered
 from safetensors.torch import load_file, save, save_file
 
 from aft_harness.boosters.booster import Booster
@@ -299,3 +299,16 @@ def test_a_configuration_that_would_be_read_as_another_is_refused(
     with pytest.raises(ExportError, match="the base's settings cannot be carried over: rms_norm_eps"):
         exported(checkpoint(tmp_path / "base", "mistral"), tmp_path / "out")
     assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_revision_of_the_hub_is_exported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, older = checkpoint(tmp_path / "main", "llama"), checkpoint(tmp_path / "older", "llama", seed=5)
+    hub_cache(monkeypatch, tmp_path / "cache", "me/toy", {"main": main, "v1": older})
+    export("checkpoint", booster(), tmp_path / "new", model="me/toy")
+    export("checkpoint", booster(), tmp_path / "old", model="me/toy", revision="v1")
+    assert_close(logits(loaded(tmp_path / "new")), steered(main, booster()))
+    assert_close(logits(loaded(tmp_path / "old")), steered(older, booster()))
+    with pytest.raises(ModelError, match="me/toy: no such folder, and it cannot be had from the hub"):
+        export("checkpoint", booster(), tmp_path / "none", model="me/toy", revision="v2")
+    with pytest.raises(ExportError, match="main is a folder, and only a model on the hub has a revision such as v1"):
+        export("checkpoint", booster(), tmp_path / "none", model=str(main), revision="v1")

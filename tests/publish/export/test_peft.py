@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_cases import WIDTH, assert_close, booster, checkpoint, loaded, logits, steered
+from export_cases import WIDTH, assert_close, booster, checkpoint, hub_cache, loaded, logits, steered
 from safetensors.torch import load_file
 
 from aft_harness.boosters.booster import Booster
@@ -79,3 +79,18 @@ def test_the_files_are_those_that_peft_itself_writes(form: str, tmp_path: Path) 
         name: value for name, value in mine.items() if name != "base_model_name_or_path"
     }
     assert mine["base_model_name_or_path"] is None  # a folder of this machine
+
+
+def test_a_revision_is_what_the_adapter_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = checkpoint(tmp_path / "main", "gemma2")  # which no adapter is exact for
+    older = checkpoint(tmp_path / "older", "llama")
+    hub_cache(monkeypatch, tmp_path / "cache", "me/toy", {"main": main, "v1": older})
+    done = export("peft", booster(), tmp_path / "out", model="me/toy", revision="v1")
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("me/toy", "v1")
+    assert "pretrained=me/toy,revision=v1,peft=" in done.use
+    assert "from_pretrained('me/toy', revision='v1')" in done.use
+    model = peft.PeftModel.from_pretrained(loaded(older), tmp_path / "out")
+    assert_close(logits(model), steered(older, booster()))
+    with pytest.raises(ExportError, match="older is a folder, and only a model on the hub has a revision such as v1"):
+        export("peft", booster(), tmp_path / "none", model=str(older), revision="v1")
