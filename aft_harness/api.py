@@ -64,6 +64,7 @@ def train(
     keep_texts: Sequence[str] | None = None,
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
+    memory: int | None = None,
     model_args: Mapping[str, Any] | None = None,
     on_examples: Callable[[TaskExamples], None] = ignore,
     on_progress: Callable[[TrainingProgress, str], None] = ignore,
@@ -89,6 +90,7 @@ def train(
             the unchanged model.
         licence: Licence to record in the booster.
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
+        memory: Bytes that training may take, the model included; None is half of what is free.
         model_args: See `opened`.
         on_examples: Called with the examples of each task before training starts.
         on_progress: Called after each optimiser step with the progress and, of several trainings, which one it is.
@@ -123,7 +125,7 @@ def train(
                 held_out[given.name] = found.held_out
         for examples in drawn:
             on_examples(examples)
-        options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit}
+        options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit, "memory": memory}
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
             result = training.train(lm, drawn, how, start=begun, keep_texts=keep_texts, on_progress=report, **options)

@@ -55,6 +55,12 @@ from aft_harness.training.recipe import Settings
     metavar="GIB",
     help="Memory for cached hidden states; the rest goes to a temporary file.",
 )
+@click.option(
+    "--memory",
+    type=Number(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory that training may take, the model included.  [default: half of what is free]",
+)
 @click.option("--licence", help="Licence to record in the booster.")
 @click.option(
     "--curves",
@@ -74,6 +80,7 @@ def train(
     start: str | None,
     keep_texts: list[str] | None,
     cache_limit: float,
+    memory: float | None,
     licence: str | None,
     curves: Path | None,
     output: Path,
@@ -102,6 +109,7 @@ def train(
                 keep_texts=keep_texts,
                 licence=licence,
                 cache_limit=int(cache_limit * 2**30),
+                memory=None if memory is None else int(memory * 2**30),
                 model_args=arguments,
                 on_examples=show_examples,
                 on_progress=update,

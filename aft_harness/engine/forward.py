@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aft_harness.engine.decoder import hidden_size, text_config
 from aft_harness.engine.mask import additive_mask, visible
-from aft_harness.engine.partial import computed_up_to, given_only, last_mlp, narrowed, resumed_after
+from aft_harness.engine.partial import computed_up_to, given_only, last_mlp, narrowed, recomputed, resumed_after
 from aft_harness.engine.rows import Batch
 from aft_harness.engine.steering import recorded
 
@@ -130,6 +130,13 @@ class ForwardPass:
         """In this context, passes start at the output of `layer`, which is `hidden` as the method `hidden` gave it."""
         rest = (None,) * (self._output_size - 1)
         return resumed_after(self.layers, layer, (hidden, *rest) if self._output_size else hidden)
+
+    def recomputed(self, lowest: int) -> AbstractContextManager[None]:
+        """In this context the layers above `lowest` keep little for the backward pass, see `partial.recomputed`.
+
+        The last one is left out: parts of it run on some positions only, and its backward pass is the first.
+        """
+        return recomputed(list(self.layers)[lowest + 1 : -1])
 
     @contextmanager
     def differentiated(self) -> Iterator[bool]:

@@ -7,11 +7,12 @@ Knows the decoder layers of a model and how to run some of them. Knows nothing o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aft_harness.errors import ModelError
 
@@ -62,6 +63,32 @@ def resumed_after(layers: nn.ModuleList, layer: int, output: Any) -> Iterator[No
         yield
     finally:
         for module, forward in zip(replaced, saved, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """In this block layers keep nothing but their input for the backward pass, and are computed once more there.
+
+    What hooks add to their output is not part of that. The model's own switch for this wants it in training mode, with
+    dropout.
+    """
+    saved = [vars(module).get("forward") for module in layers]
+
+    def thrifty(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(
+            forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )
+
+    try:
+        for module in layers:
+            module.forward = thrifty(module.forward)
+        yield
+    finally:
+        for module, forward in zip(layers, saved, strict=True):
             if forward is None:
                 vars(module).pop("forward", None)
             else:

@@ -267,6 +267,7 @@ def best_layer(
     *,
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
+    memory: int | None = None,
     on_training: Callable[[int, int, TrainingProgress], None] = ignore,
 ) -> tuple[TrainingResult, dict[int, Score]]:
     """Trains at each of several layers and keeps the booster that does best on development documents.
@@ -278,6 +279,7 @@ def best_layer(
         candidates: The layers to try.
         licence: See `training.train`.
         cache_limit: See `training.train`.
+        memory: See `training.train`.
         on_training: Called with how many layers are trained, of how many, and the progress of the present one.
 
     Returns:
@@ -301,6 +303,7 @@ def best_layer(
             replace(settings, layers=layer),
             licence=licence,
             cache_limit=cache_limit,
+            memory=memory,
             on_progress=report,
         )
     variants = [Variant(f"layer {layer}", result.booster) for layer, result in tried.items()]

@@ -5,6 +5,7 @@ Knows requests and the scoring engine; examples are indices here. Knows nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aft_harness.engine import rows as rows_module
+from aft_harness.engine.footprint import Footprint
 from aft_harness.engine.rows import Batch, Row
 from aft_harness.engine.scoring import Engine, Request
 from aft_harness.engine.trie import pack
@@ -23,7 +25,8 @@ TOKENS_PER_PASS = 4096
 """Bound of one forward and backward pass in tokens; a larger batch accumulates gradients over several."""
 
 ROW_WIDTH = 256
-"""Columns that examples of one batch are joined to; wider rows waste attention, narrower ones waste padding."""
+"""Columns that examples of one pass are joined to, if none is wider: wider rows waste attention, narrower ones waste
+padding."""
 
 MOST_PADDING = {"cpu": 64, "accelerator": 4096}
 """Padding columns that cost about what another pass does: it starts thousands of operations on a few tokens."""
@@ -51,9 +54,9 @@ class PreparedExamples:
             self._places.append(range(start, start + len(each)))
         self._rows: list[Row] = []
         self._rows_of: list[range] = []
-        self._width = max(ROW_WIDTH, *(len(request.inputs) for request in self._requests))
         self._lowest = 0
         self._hidden: HiddenStates | None = None
+        self._footprint, self._limit = Footprint(0.0, 0.0, 0.0), math.inf
         engine.compare_lengths(self._requests)
         self._lay()
         largest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))
@@ -95,12 +98,24 @@ class PreparedExamples:
             on_progress(done, len(self))
         self._lowest, self._hidden = lowest, hidden
 
+    def bound(self, footprint: Footprint, limit: float) -> None:
+        """Sets how much a pass may keep for its backward pass.
+
+        Args:
+            footprint: What passes keep.
+            limit: Bytes. An example that alone takes more is computed layer by layer once more in the backward pass,
+                and keeps next to nothing.
+        """
+        self._footprint, self._limit = footprint, limit
+
     def loglikelihoods(self, examples: Sequence[int]) -> list[Tensor]:
         """Of the requests of each example, [requests], under whatever steering is in force; differentiable."""
         rows = [index for example in examples for index in self._rows_of[example]]
         found: dict[int, Tensor] = {}
+        large = torch.is_grad_enabled() and self._kept(examples) > self._limit
         for batch, parts in self._batches(rows):
-            with self._resumed(batch, parts):
+            thrifty = self._engine.forward_pass.recomputed(self._lowest) if large else nullcontext()
+            with self._resumed(batch, parts), thrifty:
                 scores = self._engine.score(batch, self._requests, self._softmax_dtype)
             found.update(zip(scores.members, scores.loglikelihoods.unbind(), strict=True))
         return [torch.stack([found[place] for place in self._places[example]]) for example in examples]
@@ -133,16 +148,25 @@ class PreparedExamples:
     def chunks(self, examples: Sequence[int]) -> Iterator[list[int]]:
         """Consecutive examples whose rows fit one pass."""
         chunk: list[int] = []
-        size = 0
         for example in examples:
-            added = sum(len(self._rows[index]) for index in self._rows_of[example])
-            if chunk and size + added > TOKENS_PER_PASS:
+            together = [*chunk, example]
+            if chunk and (self._columns(together) > TOKENS_PER_PASS or self._kept(together) > self._limit):
                 yield chunk
-                chunk, size = [], 0
+                chunk = []
             chunk.append(example)
-            size += added
         if chunk:
             yield chunk
+
+    def _columns(self, examples: Sequence[int]) -> int:
+        return sum(len(self._rows[index]) for example in examples for index in self._rows_of[example])
+
+    def _kept(self, examples: Sequence[int]) -> float:
+        """Bytes that a pass over these examples keeps."""
+        widths = [len(self._rows[index]) for example in examples for index in self._rows_of[example]]
+        width = max(ROW_WIDTH, *widths) if len(widths) > 1 else max(widths)
+        places = (place for example in examples for place in self._places[example])
+        predictions = sum(len(self._requests[place].continuation) for place in places)
+        return self._footprint.of(sum(widths), width, predictions)
 
     def _lay(self) -> None:
         """Lays each example in rows of its own, one trie where packed rows are right."""
@@ -160,7 +184,7 @@ class PreparedExamples:
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[Batch, list[tuple[int, ...]]]]:
         """Batches over some rows, each with the indices of the rows that its rows are made of."""
-        width = self._width if self._engine.packed else 1
+        width = max(ROW_WIDTH, *(len(self._rows[index]) for index in rows)) if self._engine.packed else 1
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]

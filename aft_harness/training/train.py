@@ -23,6 +23,7 @@ from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.injections import ContextualInjection, Injection, StaticInjection
 from aft_harness.boosters.provenance import Documents, Provenance, Score
 from aft_harness.engine.decoder import hidden_size
+from aft_harness.engine.footprint import footprint
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import training_injections
@@ -35,6 +36,7 @@ from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.identity import objective_names, training_identity
 from aft_harness.training.keeping import Keeping, sampled_texts, texts_of
 from aft_harness.training.loop import EpochLosses, run_epoch
+from aft_harness.training.memory import Memory
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 from aft_harness.training.result import TrainingResult, loss_table
@@ -59,6 +61,7 @@ def train(
     *,
     licence: str | None = None,
     cache_limit: int = CACHE_LIMIT,
+    memory: int | None = None,
     start: Booster | None = None,
     keep_texts: Sequence[str] | None = None,
     on_progress: OnTraining = ignore,
@@ -71,12 +74,15 @@ def train(
         settings: How to train; None is the default recipe.
         licence: Licence of the booster; recorded in the provenance.
         cache_limit: Bytes of hidden states kept in memory; what is beyond goes to a temporary file.
+        memory: Bytes that training may take, the model included; None is half of what is free. The more a pass would
+            keep for its backward pass, the fewer examples it has, and gradients accumulate.
         start: Where training starts; None, and layers that it lacks, start from no change.
         keep_texts: Plain texts on which the model is held to itself; None takes texts that it writes.
         on_progress: Called while hidden states are cached and after each optimiser step.
 
     Raises:
-        TrainingError: The loss became NaN or infinite, the objective does not fit the tasks, or `start` the settings.
+        TrainingError: The loss became NaN or infinite, the objective does not fit the tasks, or `start` the settings;
+            the model alone takes all the memory.
         ModelError: A layer out of range.
     """
     settings = settings or Settings()
@@ -85,12 +91,13 @@ def train(
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
     chosen = settings.layer_indices(len(lm.engine.layers))
     injections = _started(lm, settings, chosen, start)
+    bounds = Memory.of(lm.device, memory, cache_limit)
     clock = _Clock()
     epochs: list[EpochLosses] = []
     scores: list[Score | None] = []
     best: tuple[float, int, Booster] | None = None
     with ExitStack() as stack:
-        hidden = stack.enter_context(HiddenStates(cache_limit))
+        hidden = stack.enter_context(HiddenStates(bounds.cache))
         stack.enter_context(_frozen(lm.model))
         texts = _kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
         stack.enter_context(lm.engine.differentiated())
@@ -98,7 +105,8 @@ def train(
             objective = PreparedObjective(lm.engine, tasks, settings)
             steps = settings.epochs * math.ceil(len(objective.train) / settings.batch_size)
             objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
-            keeping = stack.enter_context(Keeping(lm.engine, texts, cache_limit)) if texts else None
+            objective.prepared.bound(footprint(lm.engine, chosen[0]), bounds.passes)
+            keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
             if keeping is not None:
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
         watched = objective.development or objective.train[:WATCHED]

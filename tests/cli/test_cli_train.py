@@ -164,6 +164,7 @@ BAD_TRAINING = {
     "rate": (["--lr", "0"], 2, "'--lr'"),
     "infinite rate": (["--lr", "inf"], 2, "'--lr': inf is not a finite number"),
     "temperature": (["--temperature", "nan"], 2, "'--temperature': nan is not a finite number"),
+    "memory": (["--memory", "0.001"], 1, "the model alone takes"),
     "cache limit": (["--cache-limit", "inf"], 2, "'--cache-limit': inf is not a finite number"),
     "limit of nothing": (["--limit", "0"], 2, "'--limit': 0: expected a number of documents, at least 1"),
     "target field": (["--tasks", "toy_text", "--target-field", "answr"], 1, "have no field 'answr'; they have"),

@@ -10,8 +10,10 @@ from torch import Tensor
 from training_cases import examples, make_lm, plain_loglikelihood
 
 from aft_harness.boosters.booster import Booster
+from aft_harness.boosters.injections import StaticInjection
+from aft_harness.engine.footprint import Footprint, footprint
 from aft_harness.engine.scoring import Request
-from aft_harness.engine.steering import Steering
+from aft_harness.engine.steering import Steering, training_injections
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import prepared
 from aft_harness.training.hidden_states import HiddenStates
@@ -131,3 +133,51 @@ def test_chunks_keep_the_order_and_fit_a_pass(monkeypatch: pytest.MonkeyPatch) -
         if following:  # as many as fit
             assert sum(sizes[index] for index in (*chunk, following[0])) > 120
     assert_equal(found.loglikelihoods(order), expected(lm, [requests[index] for index in order]))
+
+
+def test_chunks_keep_what_they_may() -> None:
+    lm = make_lm("gpt2")
+    requests = requests_of(lm, limit=9)
+    found = PreparedExamples(lm.engine, requests)
+    predictions = [sum(len(each.continuation) for each in some) for some in requests]
+    found.bound(Footprint(0.0, 0.0, 10.0), limit := 10.0 * (max(predictions) + 1))
+    chunks = list(found.chunks(range(9)))
+    assert [index for chunk in chunks for index in chunk] == list(range(9)) and len(chunks) > 2
+    for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+        assert 10 * sum(predictions[index] for index in chunk) <= limit
+        if following:  # as many as fit
+            assert 10 * sum(predictions[index] for index in (*chunk, following[0])) > limit
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "phi", "gemma3_text", "falcon"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_example_too_large_is_computed_again_and_gives_the_same_gradient(architecture: str, cached: bool) -> None:
+    lm = make_lm(architecture)
+    lm.model.requires_grad_(False)
+    found = PreparedExamples(lm.engine, requests_of(lm, limit=1))
+    vectors = {layer: torch.zeros(32, dtype=torch.float64, requires_grad=True) for layer in (0, 2)}
+
+    def gradients() -> tuple[list[Tensor], int]:
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            (part,) = found.loglikelihoods([0])
+        return list(torch.autograd.grad(part.sum(), list(vectors.values()))), kept
+
+    injections = {layer: StaticInjection(vector) for layer, vector in vectors.items()}
+    with HiddenStates(10**9) as hidden:
+        if cached:
+            found.cache(0, hidden)
+        with training_injections(lm.engine.layers, injections):
+            plain, whole = gradients()
+            found.bound(footprint(lm.engine, 0), 0.0)
+            again, little = gradients()
+    assert_equal(again, plain)
+    assert float(plain[0].abs().max()) > 0
+    assert little < 0.7 * whole  # the last of the three layers is kept
+    assert all("forward" not in vars(module) for module in lm.engine.layers)

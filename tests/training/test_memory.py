@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from aft_harness.errors import TrainingError
+from aft_harness.training import memory
+from aft_harness.training.memory import PASS, Memory
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GiB are free, and this process takes 2."""
+    monkeypatch.setattr(memory, "available", lambda device: 8 * GIB)
+    monkeypatch.setattr(memory, "used", lambda device: 2 * GIB)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("device", "total", "cache", "expected"),
+    [
+        ("cpu", None, 2 * GIB, Memory(PASS, GIB)),  # half of what is free is 4 GiB, a quarter of that is cached
+        ("cuda", None, 2 * GIB, Memory(3 * GIB * 4 // 5, GIB)),
+        ("cuda", None, 0, Memory(4 * GIB * 4 // 5, 0)),
+        ("cpu", 3 * GIB, 2 * GIB, Memory(3 * GIB // 8, GIB // 4)),
+        ("cuda", 6 * GIB, GIB // 2, Memory(7 * GIB * 2 // 5, GIB // 2)),
+    ],
+)
+def test_what_is_free_is_divided(device: str, total: int | None, cache: int, expected: Memory) -> None:
+    assert Memory.of(torch.device(device), total, cache) == expected
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_model_that_takes_it_all_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"the model alone takes 2.00 GiB, so 2.05 GiB are not enough; allow more"):
+        Memory.of(CPU, int(2.05 * GIB), GIB)
+
+
+def test_a_machine_without_free_memory_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 0)
+    bounds = Memory.of(CPU, None, GIB)
+    assert 0 < bounds.cache < bounds.passes < 2**27
+
+
+def test_the_operating_system_is_asked() -> None:
+    before = memory.used(CPU)
+    held = torch.ones(2**26)
+    assert memory.used(CPU) - before > 2**27
+    assert memory.available(CPU) < psutil.virtual_memory().total
+    del held
