@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check verify-robustness verify-report verify-exports format bench clean
+.PHONY: help venv demo test check verify-robustness verify-report verify-exports verify-models format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ verify-report: $(INSTALLED)  ## open a report of 10,000 rows in Chromium and tim
 
 verify-exports: $(INSTALLED)  ## run every export in its tool and compare the logits (installs the tools, needs ARC-Easy)
 	$(BIN)/python scripts/studies/verify_exports.py
+
+verify-models: $(INSTALLED)  ## try small random models of many kinds, and write docs/models.md
+	$(BIN)/python scripts/tools/verify_models.py
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix
