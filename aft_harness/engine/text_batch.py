@@ -54,6 +54,10 @@ class Manner:
     ends: frozenset[int] = frozenset()
     finished: Callable[[Sequence[Sequence[int]]], Sequence[bool]] = lambda texts: [False] * len(texts)
 
+    def ended(self, text: Sequence[int]) -> bool:
+        """Whether a text is at an end."""
+        return text[-1] in self.ends or bool(self.finished([text])[0])
+
 
 @dataclass(frozen=True)
 class Written:

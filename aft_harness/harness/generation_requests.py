@@ -17,6 +17,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from aft_harness.engine.generation import StopStrings, is_greedy, plain_ends
 from aft_harness.engine.text_batch import Manner, Prompt, Written
+from aft_harness.errors import TaskError
 
 if TYPE_CHECKING:
     from aft_harness.harness.model import SteeredHFLM
@@ -79,6 +80,24 @@ def prompt_tokens(lm: SteeredHFLM, context: str, limit: int) -> tuple[int, ...]:
     """A prompt's tokens as `hf` reads them: left-truncated to what leaves room for the text."""
     encoded, _ = lm.tok_batch_encode([context], left_truncate_len=lm.max_length - limit, truncation=lm.truncation)
     return tuple(encoded[0].tolist())
+
+
+def prompt_of(lm: SteeredHFLM, request: Instance) -> tuple[int, ...]:
+    """The tokens of a request's prompt.
+
+    Raises:
+        TaskError: There are none, or the texts that are asked for leave no room for them.
+    """
+    context, settings = request.args
+    limit = Asked(lm, settings).limit
+    if not 0 < limit < lm.max_length:
+        raise TaskError(
+            f"task {request.task_name}: texts of {limit} tokens leave no room for a prompt in {lm.max_length} positions"
+        )
+    tokens = prompt_tokens(lm, context, limit) if context else ()
+    if not tokens:
+        raise TaskError(f"task {request.task_name}: a prompt without tokens cannot be continued")
+    return tokens
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aft_harness.boosters.booster import Booster
@@ -24,7 +24,7 @@ from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import OnTraining, TrainingProgress, ignore
-from aft_harness.training import optimiser
+from aft_harness.training import optimiser, own_texts
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.keeping import Keeping
@@ -56,6 +56,7 @@ def train(
     memory: int | None = None,
     start: Booster | None = None,
     keep_texts: Sequence[str] | None = None,
+    resume: Path | None = None,
     on_progress: OnTraining = ignore,
 ) -> TrainingResult:
     """Learns a booster for `lm`'s model, which is left as it was.
@@ -70,6 +71,8 @@ def train(
             keep for its backward pass, the fewer examples it has, and gradients accumulate.
         start: Where training starts; None, and layers that it lacks, start from no change.
         keep_texts: Plain texts on which the model is held to itself; None takes texts that it writes.
+        resume: File for the state of a training on the model's own texts, which an interrupted one goes on from; None
+            keeps none. Other objectives start again.
         on_progress: Called while hidden states are cached and after each optimiser step.
 
     Raises:
@@ -81,6 +84,18 @@ def train(
     begun = time.perf_counter()
     if lm.variant.booster is not None:
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
+    if settings.on_own_texts:
+        return own_texts.learn(
+            lm,
+            tasks,
+            settings,
+            licence=licence,
+            cache_limit=cache_limit,
+            start=start,
+            keep_texts=keep_texts,
+            resume=resume,
+            on_progress=on_progress,
+        )
     chosen = settings.layer_indices(len(lm.engine.layers))
     injections = started(lm, settings, chosen, start)
     bounds = Memory.of(lm.device, memory, cache_limit)
@@ -132,7 +147,7 @@ def train(
         "before": before,
         "after": after,
     }
-    hyperparameters = {**asdict(settings), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch}
+    hyperparameters = {**settings.recorded(), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch}
     origin = provenance(lm, tasks, settings, start, keep_texts) | {
         **measured,
         "hyperparameters": {**hyperparameters, "temperatures": objective.temperatures},
