@@ -80,11 +80,15 @@ class Sampler:
 
     def score(self, examples: Sequence[Example]) -> Score:
         """What the likeliest texts of documents are worth."""
-        found = self._written(examples, [(0,) for _ in examples], 0.0, ignore)
+        found = self.greedy(examples)
         rewards = [sampled.rewards[0] for sampled in found]
         mean = sum(rewards) / len(rewards)
         accuracy = mean if set(rewards) <= {0.0, 1.0} else None
         return Score(loss=-mean, accuracy=accuracy, n=len(rewards), measure=NEGATIVE_REWARD)
+
+    def greedy(self, examples: Sequence[Example]) -> list[Sampled]:
+        """The likeliest text of each document."""
+        return self._written(examples, [(0,) for _ in examples], 0.0, ignore)
 
     def _written(
         self,
