@@ -21,8 +21,9 @@ from aft_harness.errors import ModelError, ParseError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
-from aft_harness.harness.examples import TaskExamples, examples_of
+from aft_harness.harness.examples import Judging, TaskExamples, examples_of
 from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
+from aft_harness.harness.judge import Judge, imported
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.opening import Model, opened
 from aft_harness.harness.pair_examples import draw_pairs, evaluated_pairs
@@ -65,6 +66,7 @@ def train(
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
     memory: int | None = None,
+    resume: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
     on_examples: Callable[[TaskExamples], None] = ignore,
     on_progress: Callable[[TrainingProgress, str], None] = ignore,
@@ -91,6 +93,8 @@ def train(
         licence: Licence to record in the booster.
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
         memory: Bytes that training may take, the model included; None is half of what is free.
+        resume: File for the state of a training with `objective="rejection"` or `"reward"`. After an interruption, the
+            same call resumes from it; the file is removed at the end.
         model_args: See `opened`.
         on_examples: Called with the examples of each task before training starts.
         on_progress: Called after each optimiser step with the progress and, of several trainings, which one it is.
@@ -110,13 +114,25 @@ def train(
         raise TrainingError("layers auto and a booster to start from cannot be used together")
     if automatic and keep_texts is not None:
         raise TrainingError("layers auto and texts to keep cannot be used together")
+    if how.on_own_texts:
+        for given, what in ((automatic, "layers auto"), (pairs, "pairs of texts")):
+            if given:
+                raise TrainingError(f"objective {how.objective} and {what} cannot be used together")
+        if how.reward is not None and ":" in how.reward:
+            imported(how.reward)
+    judging = Judging(how.reward) if how.on_own_texts else None
     begun = Booster.load(start) if start is not None else None
     source = Tasks(include_path)
     chosen = read_all(pairs, limit, dev_docs)
     selected = source.select(_selections(tasks, limit, dev_docs)) if tasks or not chosen else []
     refuse_same_names([*(selection.name for selection, _ in selected), *(given.name for _, given in chosen)])
+    if judging is not None:  # before the model, which may take long to load
+        for asked, task in selected:
+            Judge(task, asked.name, judging.reward)
     with opened(model, tokenizer, **(model_args or {})) as lm:
-        drawn = [examples_of(selection, task, lm, prompt_format, how.split_seed) for selection, task in selected]
+        drawn = [
+            examples_of(selection, task, lm, prompt_format, how.split_seed, judging) for selection, task in selected
+        ]
         held_out = {}
         for selection, given in chosen:
             found = draw_pairs(given, selection, lm, prompt_format, how.split_seed)
@@ -128,7 +144,8 @@ def train(
         options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit, "memory": memory}
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
-            result = training.train(lm, drawn, how, start=begun, keep_texts=keep_texts, on_progress=report, **options)
+            options |= {"start": begun, "keep_texts": keep_texts, "resume": Path(resume) if resume else None}
+            result = training.train(lm, drawn, how, on_progress=report, **options)
         else:
             candidates = sweep.automatic_layers(len(lm.engine.layers))
 

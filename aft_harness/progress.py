@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 OnProgress = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
@@ -19,6 +19,7 @@ class TrainingProgress:
         epoch: Present epoch, from 1; 0 before the first.
         loss: Mean training loss of this epoch so far; NaN before the first step.
         stage: What is being done.
+        measures: Further figures by name, such as the mean `reward` of sampled texts.
     """
 
     step: int
@@ -26,6 +27,7 @@ class TrainingProgress:
     epoch: int
     loss: float
     stage: str = "training"
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 OnTraining = Callable[[TrainingProgress], None]

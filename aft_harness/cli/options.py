@@ -119,7 +119,8 @@ training_options = collected(
             "--objective",
             type=_choice(Objective),
             help="Loss on the answer's tokens, on ranking the choices, both, or for pairs a bidirectional preference "
-            f"loss.  [default: both if there are choices, {PAIR_OBJECTIVE} for pairs with a rejected text]",
+            "loss; rejection and reward learn from texts that the model writes itself, judged by the task's metric."
+            f"  [default: both if there are choices, {PAIR_OBJECTIVE} for pairs with a rejected text]",
         ),
         "choice_norm": click.option(
             "--choice-norm",
@@ -130,10 +131,30 @@ training_options = collected(
         "temperature": click.option(
             "--temperature",
             type=Number(min=0, min_open=True),
-            help="Temperature of the softmax over the choices; of preference, 1 / beta.  [default: measured; 10]",
+            help="Temperature of the softmax over the choices; of preference, 1 / beta; of rejection, of sampling.  "
+            "[default: measured; 10; 1]",
         ),
         "epochs": click.option(
-            "--epochs", type=click.IntRange(min=1), help=f"Passes over the training documents.{_default('epochs')}"
+            "--epochs",
+            type=click.IntRange(min=1),
+            help=f"Passes over the training documents; rejection and reward sample anew in each.{_default('epochs')}",
+        ),
+        "samples": click.option(
+            "--samples",
+            type=click.IntRange(min=2),
+            help=f"Texts per document, for rejection and reward.{_default('samples')}",
+        ),
+        "reward": click.option(
+            "--reward",
+            metavar="METRIC[,FILTER]|MODULE:FUNCTION",
+            help="What a text is worth, for rejection and reward: a metric of the task, or a function of document and "
+            "text.  [default: the task's first metric and filter]",
+        ),
+        "kl": click.option(
+            "--kl",
+            type=Number(min=0),
+            metavar="WEIGHT",
+            help="Weight of staying close to the unchanged model on sampled texts, for reward." + _default("kl"),
         ),
         "lr": click.option("--lr", type=Number(min=0, min_open=True), help=f"Adam's learning rate.{_default('lr')}"),
         "rate_unit": click.option(

@@ -29,6 +29,9 @@ MANY_LAYERS = 4
 _SHOWN = 300
 """Characters of a prompt, from its end."""
 
+_SHORT = {"tokens_per_second": "tok/s"}
+"""What the bar calls further figures."""
+
 _WIDTH = 160
 """Characters of a line that shows somebody's text."""
 
@@ -120,7 +123,8 @@ def training_bar() -> Iterator[Callable[..., None]]:
             bar.total = progress.steps
             bar.set_description(description)
             if progress.step:
-                bar.set_postfix(epoch=progress.epoch, loss=f"{progress.loss:.4f}", refresh=False)
+                measured = {_SHORT.get(name, name): f"{value:.3g}" for name, value in progress.measures.items()}
+                bar.set_postfix(epoch=progress.epoch, loss=f"{progress.loss:.4f}", **measured, refresh=False)
             bar.update(progress.step - bar.n)
 
         yield update
@@ -176,10 +180,11 @@ def show_examples(examples: TaskExamples) -> None:
         return
     first = examples.train[0]
     prompt = first.shown if len(first.shown) <= _SHOWN else f"…{first.shown[-_SHOWN:]}"
-    note(f"First training document of {examples.task} (* marks the target):")
+    what = "* marks the target" if examples.judge is None else f"texts are judged by {examples.judge.reward}"
+    note(f"First training document of {examples.task} ({what}):")
     for line in prompt.splitlines():
         _note_line(line)
-    for index, choice in enumerate(first.choices):
+    for index, choice in enumerate(first.choices if examples.judge is None else ()):
         begun, *rest = choice.strip().splitlines() or [""]
         _note_line(f"{'*' if index in first.gold else '-'} {begun}{' …' if rest else ''}")
 

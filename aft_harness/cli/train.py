@@ -88,6 +88,7 @@ def train(
     """Train a booster on lm-eval tasks, or on pairs of texts.
 
     The model stays frozen; training learns vectors that make the correct answers, or the chosen texts, more likely.
+    With --objective rejection or reward it learns from its own texts; rerun the same command to resume such a training.
     """
     tasks, pairs = mixture(**drawing)
     shots = {"--num-fewshot": prompting["num_fewshot"], "--fewshot-as-multiturn": prompting["fewshot_as_multiturn"]}
@@ -110,6 +111,7 @@ def train(
                 licence=licence,
                 cache_limit=int(cache_limit * 2**30),
                 memory=None if memory is None else int(memory * 2**30),
+                resume=output.with_name(f"{output.name}.resume"),
                 model_args=arguments,
                 on_examples=show_examples,
                 on_progress=update,

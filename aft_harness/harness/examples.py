@@ -16,8 +16,9 @@ from aft_harness.boosters import documents
 from aft_harness.boosters.provenance import TaskRecord
 from aft_harness.engine.scoring import Request
 from aft_harness.errors import AftError, TaskError
-from aft_harness.harness import guards
+from aft_harness.harness import generation_requests, guards
 from aft_harness.harness.gold import TargetText, gold_choices, refuse_constant_choice
+from aft_harness.harness.judge import Judge
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.harness.splits import TrainingRows
 from aft_harness.harness.tasks import Tasks, compiled_templates, configure, request_options, unchanged
@@ -25,7 +26,18 @@ from aft_harness.text import reason
 
 logger = logging.getLogger(__name__)
 
-ExampleKind = Literal["choice", "text", "pair"]
+ExampleKind = Literal["choice", "text", "pair", "judged"]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """That texts are judged which the model writes itself, and how.
+
+    Attributes:
+        reward: See `Judge`.
+    """
+
+    reward: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class TaskExamples:
         task: Task name.
         version: The task's version.
         kind: `choice` where lm-eval ranks choices, `text` where there is a target text, `pair` where a chosen text is
-            preferred to a rejected one.
+            preferred to a rejected one, `judged` where the model writes texts itself.
         split: The rows that were drawn from, as a slice.
         num_fewshot: Few-shot examples in each prompt.
         train: Training examples.
@@ -71,6 +83,7 @@ class TaskExamples:
         prompt_format: How the prompts were formatted.
         target_field: The documents' field that was learned; None where the task itself says what is right.
         held_out: Documents of the same rows that are neither of these: they are set aside for the reported result.
+        judge: What texts are worth, of `judged` examples.
     """
 
     task: str
@@ -85,6 +98,7 @@ class TaskExamples:
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     target_field: str | None = None
     held_out: int = 0
+    judge: Judge | None = field(default=None, repr=False)
 
     def record(self) -> TaskRecord:
         """What a provenance says of these examples."""
@@ -124,6 +138,7 @@ def draw(
     *,
     source: Tasks | None = None,
     split_seed: int = 0,
+    judging: Judging | None = None,
 ) -> list[TaskExamples]:
     """Training and development examples of several tasks.
 
@@ -133,17 +148,23 @@ def draw(
         prompt_format: How the prompts are formatted.
         source: Where tasks are found.
         split_seed: Seed of the documents' order.
+        judging: See `examples_of`.
 
     Raises:
         TaskError: See `examples_of`.
     """
     named = [TaskSelection(item) if isinstance(item, str) else item for item in selections]
     loaded = (source or Tasks()).select(named)
-    return [examples_of(selection, task, lm, prompt_format, split_seed) for selection, task in loaded]
+    return [examples_of(selection, task, lm, prompt_format, split_seed, judging) for selection, task in loaded]
 
 
 def examples_of(
-    selection: TaskSelection, task: Any, lm: Any, prompt_format: PromptFormat | None = None, split_seed: int = 0
+    selection: TaskSelection,
+    task: Any,
+    lm: Any,
+    prompt_format: PromptFormat | None = None,
+    split_seed: int = 0,
+    judging: Judging | None = None,
 ) -> TaskExamples:
     """Training and development examples of one task, whose object is left as it was.
 
@@ -156,6 +177,7 @@ def examples_of(
         lm: A `SteeredHFLM`, for tokens and the chat template.
         prompt_format: How the prompts are formatted.
         split_seed: Seed of the order.
+        judging: Of texts that the model will write itself, in place of an answer to learn.
 
     Raises:
         TaskError: No training split, nothing left, or a kind of task that has no gold answer to learn.
@@ -163,7 +185,10 @@ def examples_of(
     name, prompt_format = selection.name, prompt_format or PromptFormat()
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until", "loglikelihood"):
         raise TaskError(f"task {name}: output type {task.OUTPUT_TYPE} has no answer to train on")
-    if selection.target_field is None:
+    judge = Judge(task, name, judging.reward) if judging else None
+    if judge and selection.target_field is not None:
+        raise TaskError(f"task {name}: there is no target to learn where texts are judged; leave out the target field")
+    if selection.target_field is None and judge is None:
         refuse_constant_choice(task, name)
     rows = TrainingRows(task, selection)
     if rows.of_evaluation:
@@ -192,10 +217,10 @@ def examples_of(
         num_fewshot = configure(task, prompt_format.num_fewshot)
         drawn = [*development, *training]
         target = None
-        if task.OUTPUT_TYPE != "multiple_choice" or selection.target_field is not None:
+        if judge is None and (task.OUTPUT_TYPE != "multiple_choice" or selection.target_field is not None):
             texts = [rows.docs[index] for index in drawn]
             target = TargetText(task, name, texts, rows.split_docs, selection.target_field)
-        built = _build(task, rows, drawn, prompt_format, lm, selection.weight, target)
+        built = _build(task, rows, drawn, prompt_format, lm, selection.weight, judge or target)
     kept_development = [built[index] for index in development if index in built]
     kept_training = [built[index] for index in training if index in built]
     if not kept_training and not selection.development_only:
@@ -203,7 +228,7 @@ def examples_of(
     return TaskExamples(
         task=name,
         version=str(task.VERSION),
-        kind="text" if target else "choice",
+        kind="judged" if judge else "text" if target else "choice",
         split=str(rows),
         num_fewshot=num_fewshot,
         train=kept_training,
@@ -212,6 +237,7 @@ def examples_of(
         goldless=len(development) + len(training) - len(kept_development) - len(kept_training),
         prompt_format=prompt_format,
         target_field=selection.target_field,
+        judge=judge,
     )
 
 
@@ -234,7 +260,7 @@ def _build(
     prompt_format: PromptFormat,
     lm: Any,
     weight: float,
-    target: TargetText | None,
+    target: TargetText | Judge | None,
 ) -> dict[int, Example]:
     """Examples by row index, through the very requests that lm-eval would evaluate."""
     chosen = sorted(indices)
@@ -264,11 +290,17 @@ def _example(
     prompt_format: PromptFormat,
     lm: Any,
     weight: float,
-    target: TargetText | None,
+    target: TargetText | Judge | None,
 ) -> Example | None:
     doc = instances[0].doc  # of which the prompt was made: prompt and gold come from one and the same document
     question = rows.question(doc)
     common = (str(task.config.task), documents.text_hash(question), question)
+    if isinstance(target, Judge):
+        target.learn_of(common[1], instances[0])
+        tokens = generation_requests.prompt_of(lm, instances[0])
+        # No answer is learned: the token after the prompt only says where texts begin.
+        request = Request(tokens, (int(lm.eot_token_id),))
+        return Example(*common, (request,), (0,), ("",), weight, shown=instances[0].args[0])
     if target is None:
         choices = tuple(map(str, task.doc_to_choice(doc)))
         gold = gold_choices(task, doc, choices)

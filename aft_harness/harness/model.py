@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
 
 import torch
 import transformers
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
@@ -23,12 +24,13 @@ from aft_harness.boosters import references
 from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.engine import generation
+from aft_harness.engine.continuous import Writer
 from aft_harness.engine.decoder import check_causal, decoder_layers, input_device
 from aft_harness.engine.identity import identify
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import ModelError
-from aft_harness.harness import encoding
+from aft_harness.harness import encoding, generation_requests
 from aft_harness.harness.guarded import GuardedLM, check_scale
 from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
@@ -44,6 +46,7 @@ class SteeredHFLM(GuardedLM, HFLM):
         variant: The variant that this object's methods evaluate; for others see `with_variant` and `score_variants`.
         base_model: Identity of the model, independent of its location.
         engine: Runs the model.
+        writer: Writes texts with it.
     """
 
     model_type = "steered-hf"
@@ -85,6 +88,7 @@ class SteeredHFLM(GuardedLM, HFLM):
             self._device = input_device(self.model)
         self.layers_path = layers_path
         self.engine = Engine(self.model, decoder_layers(self.model, layers_path), self.device, packed=self.packing)
+        self.writer = Writer(self.engine)
         self.base_model: ModelIdentity = identify(self.model, pretrained if isinstance(pretrained, str) else None)
         self.start_guards()
         self.variant, self._steering = variant, self.steering_for(variant)
@@ -196,6 +200,39 @@ class SteeredHFLM(GuardedLM, HFLM):
     def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._steering or nullcontext():
             return super()._model_call(*args, **kwargs)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As `hf`; texts that are decoded greedily are written side by side, see `engine/continuous.py`."""
+        hidden = disable_tqdm or bool(os.environ.get("TQDM_DISABLE"))
+        self.guard(requests)
+        with self.steered():
+            groups = generation_requests.side_by_side(self, requests) if self.packing else []
+        rest = sorted(set(range(len(requests))) - {place for group in groups for place in group.places})
+        texts: dict[int, str] = {}
+        if rest:
+            texts |= zip(rest, super().generate_until([requests[place] for place in rest], hidden), strict=True)
+        count = len(requests) - len(rest)
+        bar = tqdm(total=count, disable=hidden or not count or self.rank != 0, desc="Running generate_until requests")
+
+        def record(place: int, text: str) -> None:
+            self.cache_hook.add_partial("generate_until", requests[place].args, text)
+            texts[place] = text
+            bar.update(1)
+
+        with bar, self.steered():
+            for group in groups:
+                group.write(self, record)
+        return [texts[place] for place in range(len(requests))]
+
+    def rows_at_once(self) -> int:
+        """The batch size; where it is to be found automatically, it is found."""
+        return int(self.batch_size if self.batch_size != "auto" else self._detect_batch_size())
+
+    @contextmanager
+    def steered(self) -> Iterator[None]:
+        """In this block the model runs as this object's methods run it: steered, and in its precision."""
+        with self._steering or nullcontext(), self._autocast():
+            yield
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
         """As `hf`; greedily, each text of a batch ends at its own stop string, see `generation.greedy`."""

@@ -27,6 +27,9 @@ SteeredLM = SteeredHFLM | SteeredGgufLM
 _KEPT_AT_ONCE = 16
 """Texts that are generated before they are stored, where the batch size is found automatically."""
 
+_BATCHES_A_CALL = 4
+"""Batches of one call, after which texts are stored; within it, waiting texts take the place of finished ones."""
+
 
 class SharedPass:
     """Scores each request under all variants when the first of them asks for it."""
@@ -140,14 +143,14 @@ class SharedPass:
 
 
 def _batches(requests: Sequence[Instance], lm: SteeredLM, automatic: int) -> Iterator[list[int]]:
-    """The places of requests, in the batches and the order in which `hf` generates.
+    """The places of requests, a call's together, in the order in which `hf` generates: its batches are whole.
 
     Args:
         requests: What is asked.
         lm: The model type.
         automatic: Requests of a call where the batch size is found automatically, which every call does anew.
     """
-    size = int(lm.batch_size) if lm.batch_size != "auto" else automatic
+    size = _BATCHES_A_CALL * int(lm.batch_size) if lm.batch_size != "auto" else automatic
     ordered = Collator(
         [(place, *request.args) for place, request in enumerate(requests)],
         sort_fn=lambda asked: (-len(lm.tok_encode(asked[1])), asked[1]),

@@ -231,15 +231,17 @@ def _settings(recipe: Any, split_seed: Any) -> Settings:
     name = changes.pop("name", "default")
     if not isinstance(name, str) or name not in RECIPES:
         raise TaskError(f"recipe: {name!r} is not one of {', '.join(RECIPES)}")
-    for key in ("epochs", "batch_size", "rank"):
+    for key in ("epochs", "batch_size", "rank", "samples"):
         if key in changes and _count(f"recipe: {key}", changes[key]) is None:
             raise TaskError(f"recipe: {key} must be a number")
-    for key in ("lr", "temperature", "keep"):
+    for key in ("lr", "temperature", "keep", "kl"):
         value = changes.get(key)
         absent = key not in changes or (value is None and key == "temperature")
         if not absent and (isinstance(value, bool) or not isinstance(value, int | float)):
             hint = f"; write {float(value)}" if isinstance(value, str) and _is_number(value) else ""
             raise TaskError(f"recipe: {key} {value!r} is not a number{hint}")
+    if changes.get("reward") is not None:
+        _text("recipe: reward", changes["reward"])
     try:
         return replace(RECIPES[name], **changes, split_seed=split_seed)
     except (TypeError, ValueError) as error:

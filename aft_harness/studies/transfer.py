@@ -22,7 +22,7 @@ from aft_harness.digests import digest
 from aft_harness.errors import TaskError
 from aft_harness.files import make_folder, write_atomically
 from aft_harness.harness import evaluation
-from aft_harness.harness.examples import TaskExamples, draw
+from aft_harness.harness.examples import Judging, TaskExamples, draw
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.tasks import Tasks, evaluated_documents
@@ -120,10 +120,11 @@ class Study:
                 self.plan.prompt_format,
                 source=self.tasks,
                 split_seed=self.plan.settings.split_seed,
+                judging=Judging(self.plan.settings.reward) if self.plan.settings.on_own_texts else None,
             )
             tasks = tuple(_apart(task, asked) for task in drawn)
             # What a study says of choices is not for boosters that learn from none.
-            choices = any(task.kind == "choice" for task in tasks)
+            choices = any(task.kind in ("choice", "judged") for task in tasks)
             common = self.plan.settings if choices else replace(self.plan.settings, objective=None)
             for layers in self.plan.layers:
                 for seed in self.plan.seeds:
@@ -136,8 +137,9 @@ class Study:
         """Makes a booster, or loads it where it is made already."""
         booster = cell.made(self.folder)
         if booster is None:
-            booster = training.train(self.lm, cell.tasks, cell.settings, on_progress=on_progress).booster
             make_folder(cell.path(self.folder).parent)
+            resume = cell.path(self.folder).with_suffix(".resume")
+            booster = training.train(self.lm, cell.tasks, cell.settings, resume=resume, on_progress=on_progress).booster
             booster.save(cell.path(self.folder))
         return booster
 

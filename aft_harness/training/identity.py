@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from aft_harness.boosters import file_format
@@ -29,7 +28,7 @@ def training_identity(
     """SHA-256 of all that a training depends on: model, dtype, settings, start, and the very tokens it learns from."""
     digest = hashlib.sha256()
     depends = {
-        **asdict(settings),
+        **settings.recorded(),
         "layers": settings.layer_indices(len(lm.engine.layers)),
         "objective": objective_names(tasks, settings),
         "model": lm.base_model.fingerprint,
@@ -37,6 +36,8 @@ def training_identity(
     }
     if start:
         depends["start"] = start.sha256
+    if settings.on_own_texts:
+        depends["judges"] = [task.judge.reward for task in tasks if task.judge is not None]
     if keep_texts is not None:
         depends["keep_texts"] = list(keep_texts)
     digest.update(json.dumps(depends, sort_keys=True).encode())

@@ -71,7 +71,12 @@ WORKS: dict[str, Callable[[int, int], Outcome]] = {
     "training-letters": lambda docs, reps: training.against_published("float32", docs // 16 * 4, reps),
     "training-letters-bf16": lambda docs, reps: training.against_published("bfloat16", docs // 16 * 4, reps),
     "training-attention-bf16": lambda docs, reps: training.against_fused_attention(docs // 16 * 4, reps),
-    "gsm8k-generation": lambda docs, reps: generation.greedy("gsm8k", 5, min(docs, 20), reps),
+    "gsm8k-generation": lambda docs, reps: generation.greedy("gsm8k", 5, "float32", min(docs, 20), reps),
+    "gsm8k-generation-bf16": lambda docs, reps: generation.greedy("gsm8k", 5, "bfloat16", min(docs, 48), reps),
+    "gsm8k-generation-first_n-bf16": lambda docs, reps: generation.greedy(
+        "gsm8k", 5, "bfloat16", min(docs, 48), reps, "first_n"
+    ),
+    "gsm8k-8samples-bf16": lambda docs, reps: generation.sampled("gsm8k", 5, "bfloat16", min(docs, 12), 8, 64, reps),
     "hellaswag-0shot-vllm": lambda docs, reps: engines.loglikelihoods("hellaswag", 0, "float32", docs, reps),
     "hellaswag-0shot-vllm-bf16": lambda docs, reps: engines.loglikelihoods("hellaswag", 0, "bfloat16", docs, reps),
     "arc_easy-5shot-vllm": lambda docs, reps: engines.loglikelihoods("arc_easy", 5, "float32", docs // 2, reps),

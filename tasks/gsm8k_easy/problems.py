@@ -83,6 +83,13 @@ def load(**_: object) -> datasets.DatasetDict:
     return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in documents().items()})
 
 
+def load_sums(**_: object) -> datasets.DatasetDict:
+    """Return the documents with one sum or one difference, of all splits: the easiest level."""
+    single = {index for index, template in enumerate(TEMPLATES) if template.operations in ("+", "-")}
+    chosen = {name: [row for row in rows if row["template"] in single] for name, rows in documents().items()}
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in chosen.items()})
+
+
 def documents() -> dict[str, list[dict[str, Any]]]:
     """Return the documents of each split.
 

@@ -249,3 +249,32 @@ def test_real_gsm8k_trains_on_target_texts_and_changes_what_is_generated(
     provenance = Booster.load("gsm.safetensors").provenance
     assert provenance.before is not None and provenance.after is not None
     assert provenance.after.loss < provenance.before.loss and provenance.objective == "answer"
+
+
+def test_train_on_own_texts(model: str, in_tmp: Path) -> None:
+    (in_tmp / "my_rewards.py").write_text("def long(document, text): return float(len(text) > 12)\n")
+    own = ("--tasks", "toy_text", "--limit", "6", "--epochs", "1", "--keep", "0", "--samples", "4")
+    result = train(model, *own, "--objective", "reward", "--reward", "my_rewards:long")
+    assert result.exit_code == 0, result.stderr
+    assert "texts are judged by my_rewards:long" in result.stderr
+    assert "negative reward" in result.stdout
+    assert sorted(path for path in os.listdir(in_tmp) if "rewards" not in path and "__" not in path) == [
+        "a.safetensors"
+    ]
+    shown = aft("show", "a.safetensors")
+    assert "objective reward" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tasks", "toy_choice", "--objective", "reward"), "only generation tasks"),
+        (("--tasks", "toy_text", "--objective", "reward", "--reward", "no_module:f"), "cannot be imported"),
+        (("--tasks", "toy_text", "--objective", "rejection", "--reward", "bleu"), "no metric 'bleu'"),
+        (("--tasks", "toy_text", "--reward", "exact_match"), "needs objective rejection or reward"),
+        (("--tasks", "toy_text", "--objective", "reward", "--layers", "auto", "--dev_docs", "2"), "layers auto"),
+    ],
+)
+def test_own_texts_refuse_what_cannot_be_judged(model: str, in_tmp: Path, options: tuple[str, ...], words: str) -> None:
+    assert_refused(train(model, *options), 1, words)
+    assert not list(in_tmp.glob("a.*"))

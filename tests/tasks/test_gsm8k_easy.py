@@ -200,6 +200,16 @@ def test_lm_eval_loads_both_tasks_by_their_tag(manager: TaskManager, splits: dic
         assert list(task.eval_docs) == splits["test"]
 
 
+def test_the_easiest_level_is_one_sum_or_difference(
+    manager: TaskManager, splits: dict[str, list[dict[str, Any]]]
+) -> None:
+    task = manager.load("gsm8k_sums_gen")["tasks"]["gsm8k_sums_gen"]
+    assert {split: len(rows) for split, rows in task.dataset.items()} == {"train": 400, "validation": 80, "test": 200}
+    for split, rows in task.dataset.items():
+        expected = [row for row in splits[split] if re.fullmatch(r"\d+ [+-] \d+", row["solution"])]
+        assert list(rows) == expected
+
+
 def test_model_arguments_do_not_reach_the_documents(splits: dict[str, list[dict[str, Any]]]) -> None:
     metadata = {"pretrained": "model", "dtype": "float32", "seed": 7, "split": "none"}
     manager = TaskManager(include_path=str(folder()), include_defaults=False, metadata=metadata)
