@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.part import WHOLE, Part
 from aft_harness.engine.predictions import Predictions, normalisers
 from aft_harness.engine.probe import Deviation, Probe, revealing
 from aft_harness.engine.rows import Batch, batches
@@ -127,6 +128,7 @@ class Engine:
         softmax_dtype: torch.dtype | None = torch.float32,
         on_scored: OnScored = lambda members, results: None,
         known: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[list[tuple[float, bool]]]:
         """Scores every request under every steering.
 
@@ -138,6 +140,7 @@ class Engine:
             on_scored: Called after each batch with the indices of its requests and their results by steering.
             known: Indices of requests that need no scores. They are laid out all the same, and batches of nothing else
                 are left out: what goes on after a break gives to the last bit what would have come without it.
+            part: Passes of others are left out in the same way.
 
         Returns:
             By steering, by request: summed loglikelihood, and whether the continuation is the greedy one.
@@ -149,8 +152,14 @@ class Engine:
         finished = False
         with torch.no_grad():
             while not finished:
-                for batch in self._batches(requests, sorted(remaining), max_tokens):
-                    if known.issuperset(member for row in batch.rows for member in row.members):
+                for number, batch in enumerate(self._batches(requests, sorted(remaining), max_tokens)):
+                    members = tuple(member for row in batch.rows for member in row.members)
+                    if known.issuperset(members):
+                        continue
+                    if not part.takes(number):
+                        if self.packed and not self.agrees(batch, requests):
+                            break  # as it was for whoever runs this batch
+                        remaining.difference_update(members)
                         continue
                     scored = self._checked(batch, requests, steerings, softmax_dtype)
                     if scored is None:

@@ -68,6 +68,8 @@ def train(
 ) -> TrainingResult:
     """Learns a booster for `lm`'s model, which is left as it was.
 
+    Processes of `accelerate launch` share the examples of each step, and all of them learn the same booster.
+
     Args:
         lm: A model without a booster.
         tasks: Training and development examples, see `harness.examples`.
@@ -111,7 +113,7 @@ def train(
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
-            before = objective.score(watched)
+            before = objective.score(watched, lm.processes)
         residual = objective.prepared.residual(chosen, objective.train[:RESIDUAL_EXAMPLES])
         scales = {layer: optimiser.residual_scale(hidden) for layer, hidden in residual.items()}
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
@@ -121,10 +123,21 @@ def train(
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
                     epochs.append(
-                        run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress, keeping)
+                        run_epoch(
+                            objective,
+                            objective.train,
+                            settings,
+                            schedule,
+                            epoch,
+                            finite,
+                            on_progress,
+                            keeping,
+                            lm.processes,
+                        )
                     )
                 with clock("scoring"):
-                    scores.append(objective.score(objective.development) if objective.development else None)
+                    development = objective.development
+                    scores.append(objective.score(development, lm.processes) if development else None)
                 # Without development documents there is nothing to choose by: the last epoch is kept.
                 score = scores[-1]
                 if best is None or score is None or score.loss < best[0]:
@@ -132,7 +145,7 @@ def train(
             assert best is not None
             _, kept_epoch, kept = best
             with clock("scoring"):
-                after = scores[kept_epoch - 1] or objective.score(watched)
+                after = scores[kept_epoch - 1] or objective.score(watched, lm.processes)
         relative = _relative_norms(residual, kept)
     measured: dict[str, Any] = {
         "epoch_losses": tuple(epoch.mean for epoch in epochs),
@@ -167,7 +180,8 @@ def _kept_texts(lm: SteeredHFLM, settings: Settings, given: Sequence[str] | None
         if given is not None:
             raise TrainingError("texts to keep need a weight; set keep")
         return []
-    return sampled_texts(lm, settings.seed) if given is None else texts_of(lm, given, settings.seed)
+    texts = sampled_texts(lm, settings.seed) if given is None else texts_of(lm, given, settings.seed)
+    return lm.processes.gathered(texts)[0]  # the same for all processes, whatever each of them would have written
 
 
 def _report_caching(on_progress: OnTraining, steps: int, done: int, total: int) -> None:
