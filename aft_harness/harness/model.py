@@ -87,7 +87,9 @@ class SteeredHFLM(GuardedLM, HFLM):
         if self.backend != "causal":
             raise ModelError(f"{shown(pretrained)} is not a causal language model but {self.backend}")
         check_causal(self.model)
-        self.processes: Processes = Processes.present() if hasattr(self, "accelerator") else ALONE
+        # Processes of tensor parallelism are one model, and a loaded model belongs to whoever loaded it.
+        several = isinstance(pretrained, str) and kwargs.get("tp_plan") is None
+        self.processes: Processes = Processes.present() if several else ALONE
         if self.processes.count > 1:
             # lm-eval would deal out documents, and only where it sees several GPUs; here they share the passes of all.
             self._rank, self._world_size = 0, 1

@@ -17,7 +17,7 @@ from aft_harness.engine.processes import ALONE, Processes
 
 HERE = Path(__file__).parent
 TOYS = HERE.parent / "toy_tasks"
-FLAGS = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+FLAGS = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def test_one_process_has_all() -> None:
@@ -40,7 +40,7 @@ def run(command: list[str], *arguments: object, folder: Path) -> list[dict[str, 
         text=True,
         check=False,
         timeout=280,
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("told-*.json"))]
