@@ -171,6 +171,7 @@ test_options = collected(
 )
 """What a sweep reports on."""
 
+
 place_option = click.option(
     "--on",
     "place",

@@ -73,7 +73,7 @@ def strengths(
     output: Path,
 ) -> None:
     """Evaluate a booster at several strengths in one pass."""
-    _prepare(context, testing, output)
+    _prepare(context, testing, place, output)
     chosen = selections(**drawing, development_only=True)
     with quiet():
         from aft_harness.boosters import references
@@ -128,7 +128,7 @@ def layers(
     output: Path,
 ) -> None:
     """Train a booster at each of several layers and evaluate all of them in one pass."""
-    _prepare(context, testing, output)
+    _prepare(context, testing, place, output)
     chosen = selections(**drawing)
     how = recipe_settings(hyperparameters, split_seed=drawing["split_seed"])
     with quiet():
@@ -167,7 +167,9 @@ def layers(
         _report(found, output, form)
 
 
-def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
+def _prepare(context: click.Context, testing: dict[str, Any], place: Place | None, output: Path) -> None:
+    if place is not None:
+        place.check_installed()
     if testing["test_limit"] is not None and testing["test_docs"] is not None:
         raise click.UsageError("--test-limit and --test-docs cannot be used together")
     make_folder(output)

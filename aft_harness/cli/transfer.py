@@ -72,6 +72,8 @@ def transfer(
     for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
         for path in paths:
             in_folder(name, path)
+    if place is not None:
+        place.check_installed()
     if isinstance(folder, Path):
         make_folder(folder)
     elif place is None or dry_run:

@@ -149,19 +149,17 @@ class Engine:
         known = set(known)
         results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in steerings]
         remaining = set(range(len(requests)))
-        finished = False
         with torch.no_grad():
-            while not finished:
+            while True:
                 for number, batch in enumerate(self._batches(requests, sorted(remaining), max_tokens)):
-                    members = tuple(member for row in batch.rows for member in row.members)
+                    members = _members(batch)
                     if known.issuperset(members):
                         continue
-                    if not part.takes(number):
-                        if self.packed and not self.agrees(batch, requests):
-                            break  # as it was for whoever runs this batch
+                    mine = part.takes(number)
+                    if not mine and (not self.packed or self.agrees(batch, requests)):
                         remaining.difference_update(members)
                         continue
-                    scored = self._checked(batch, requests, steerings, softmax_dtype)
+                    scored = self._checked(batch, requests, steerings, softmax_dtype) if mine else None
                     if scored is None:
                         break  # what remains is laid out again, in plain rows
                     members = scored[0].members
@@ -172,8 +170,7 @@ class Engine:
                     remaining.difference_update(members)
                     on_scored(members, found)
                 else:
-                    finished = True
-        return results
+                    return results
 
     def compare_lengths(self, requests: Sequence[Request]) -> None:
         """Tries the longest of some requests beside the shortest, see `Probe.compare_lengths`."""
@@ -321,6 +318,10 @@ class Engine:
                 yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
         return self.probe.checked(batch, score, compare)
+
+
+def _members(batch: Batch) -> tuple[int, ...]:
+    return tuple(member for row in batch.rows for member in row.members)
 
 
 def _length(request: Request) -> int:

@@ -198,7 +198,9 @@ class SteeredHFLM(GuardedLM, HFLM):
         encoded = [
             encoding.request(context, continuation, self.max_length, text) for text, context, continuation in requests
         ]
-        bar = tqdm(total=len(requests), disable=hidden or self.processes.rank != 0, desc="Running loglikelihood requests")
+        bar = tqdm(
+            total=len(requests), disable=hidden or self.processes.rank != 0, desc="Running loglikelihood requests"
+        )
 
         scored: dict[int, tuple[float, bool]] = {}
 

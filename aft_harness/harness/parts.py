@@ -99,9 +99,7 @@ def answer(
         evaluation.seed(loaded["tasks"].values(), prompt_format)
         stack.enter_context(suppress(_Answered))
         try:
-            evaluator.evaluate(
-                lm=adapter, task_dict=loaded, confirm_run_unsafe_code=confirm_run_unsafe_code, **asked
-            )
+            evaluator.evaluate(lm=adapter, task_dict=loaded, confirm_run_unsafe_code=confirm_run_unsafe_code, **asked)
         except (_Answered, AftError):
             raise
         except (ValueError, KeyError, AssertionError, OSError) as error:

@@ -26,9 +26,7 @@ from aft_harness.studies.transfer_cells import TransferWork
 from aft_harness.studies.workers import Place, Workers
 
 
-def transfer(
-    plan: Plan, folder: str | Path, table: Path, place: Place, reports: Reports | None = None
-) -> pd.DataFrame:
+def transfer(plan: Plan, folder: str | Path, table: Path, place: Place, reports: Reports | None = None) -> pd.DataFrame:
     """Runs a transfer study on workers, from what its folder holds.
 
     Args:

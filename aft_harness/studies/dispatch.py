@@ -27,7 +27,7 @@ class Cell:
         model: By its place; a worker holds one at a time.
         method: Of `Worker`.
         arguments: Of the method, beside the model.
-        done: Called with what came out; gives the cells that can run now.
+        done: Called with what came out; gives the cells that can run now. A `StudyError` says that it is of no use.
         failed: Called when it has failed for good; gives the cells that can run without it.
         failures: Why it failed, each time.
         avoided: Workers that it failed on.
@@ -123,7 +123,7 @@ class Dispatcher:
                 if cell is None or outcome is None:
                     continue
                 if isinstance(outcome, Success):
-                    self._succeeded(cell, outcome)
+                    self._succeeded(cell, worker, outcome)
                 else:
                     self._stumbled(cell, worker, outcome)
         return self.failed
@@ -145,12 +145,17 @@ class Dispatcher:
         held = self._model.get(worker)
         return next((cell for cell in fit if cell.model == held), fit[0] if fit else None)
 
-    def _succeeded(self, cell: Cell, outcome: Success) -> None:
+    def _succeeded(self, cell: Cell, worker: int, outcome: Success) -> None:
         for warning in outcome.warnings:
             if warning not in self._said:  # which every worker may have said
                 self._said.add(warning)
                 self._note(f"{cell.label}: {warning}")
-        self._ready += cell.done(outcome.value)
+        try:
+            following = list(cell.done(outcome.value))
+        except StudyError as error:
+            self._stumbled(cell, worker, Failure(str(error)))
+            return
+        self._ready += following
         self._count(cell)
 
     def _stumbled(self, cell: Cell, worker: int, outcome: Failure) -> None:

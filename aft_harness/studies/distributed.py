@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_harness.engine.part import Part
-from aft_harness.errors import CacheError
+from aft_harness.errors import CacheError, StudyError
 from aft_harness.studies.cells import Description, Evaluated, Files, Finished, Training, Work
 from aft_harness.studies.dispatch import Cell, Dispatcher, FailedCell, Pool
 from aft_harness.studies.storage import Storage
@@ -87,6 +87,16 @@ class DistributedStudy:
         cells = [self._description(number) for number in range(len(self._work.models))]
         return Dispatcher(self._pool, cells, self._reports.note, self._reports.cell).run()
 
+    @staticmethod
+    def fits(data: bytes, training: Training) -> bool:
+        """Whether a booster's file came from the very training."""
+        from aft_harness.training.identity import trained_before
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "booster.safetensors"
+            path.write_bytes(data)
+            return trained_before(path, training.identity) is not None
+
     def _description(self, number: int) -> Cell:
         def done(described: Description) -> Iterator[Cell]:
             for text in described.notes:
@@ -108,20 +118,16 @@ class DistributedStudy:
         if data is None:
             return None
         from aft_harness.boosters.file_format import sidecar
-        from aft_harness.training.identity import trained_before
 
         beside = str(sidecar(Path(training.file)))
         documents = self._storage.read(beside)
         files = {**({} if documents is None else {beside: documents}), training.file: data}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "booster.safetensors"
-            path.write_bytes(data)
-            return files if trained_before(path, training.identity) is not None else None
+        return files if self.fits(data, training) else None
 
     def _training(self, model: _Model, place: int, training: Training) -> Cell:
         def done(files: Files) -> Iterator[Cell]:
-            if list(files)[-1:] != [training.file]:
-                raise CacheError(f"{training.label}: a worker made another booster; its data or packages differ")
+            if list(files)[-1:] != [training.file] or not self.fits(files[training.file], training):
+                raise StudyError("the worker made another booster than was asked for; its model or data differ")
             for name, data in files.items():
                 self._storage.write(name, data)
             model.made[place] = self._shared(files)
@@ -190,7 +196,7 @@ class DistributedStudy:
     def _completed(self, pending: _Pending) -> Cell:
         def done(finished: Finished) -> Iterator[Cell]:
             if finished.files and list(finished.files) != [pending.name]:
-                raise CacheError(f"{pending.asked.label}: workers differ in data or packages")
+                raise StudyError("the worker evaluated something else than was asked for; its data differ")
             for name, data in finished.files.items():
                 self._storage.write(name, data)
             self._on_result(finished)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Plan:
     settings: Settings
     prompt_format: PromptFormat
     include_path: tuple[str, ...] = ()
-    workers: Workers = Workers()
+    workers: Workers = field(default_factory=Workers)
 
     @classmethod
     def read(cls, path: Path, models: Sequence[Mapping[str, Any]] = ()) -> Plan:
@@ -186,7 +186,7 @@ def _seeds(what: str, value: Any) -> tuple[int, ...]:
 def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
     if not _NAME.fullmatch(name):
         raise TaskError(f"train: {name!r} is not a valid name; use only letters, digits and . _ + -")
-    known = {field.name for field in fields(TaskSelection)} - {"name", "development_only"}
+    known = {each.name for each in fields(TaskSelection)} - {"name", "development_only"}
     tasks = [(name, None)] if selections is None else _items(f"train: {name}", selections)
     if not tasks:
         raise TaskError(f"train: {name}: no tasks given")
@@ -229,7 +229,7 @@ def _evaluation(task: str, how: Any) -> Evaluation:
 
 
 def _settings(recipe: Any, split_seed: Any) -> Settings:
-    known = {field.name for field in fields(Settings)} - {"layers", "seed", "split_seed"}
+    known = {each.name for each in fields(Settings)} - {"layers", "seed", "split_seed"}
     if not isinstance(recipe, Mapping) or set(recipe) - known - {"name"}:
         raise TaskError(f"recipe: expected any of name, {', '.join(sorted(known))}")
     if isinstance(split_seed, bool) or not isinstance(split_seed, int):

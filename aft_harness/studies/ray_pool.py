@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aft_harness.errors import StudyError
@@ -115,7 +116,6 @@ class RayPool:
             raise StudyError(f"no worker could be started: {_why(error)}")
 
 
-
 class _RayWorker(Worker):
     """A worker that is given references to what several cells get."""
 
@@ -156,13 +156,12 @@ def opened(place: Place, work: Work, workers: Workers) -> Iterator[RayPool]:
     Raises:
         StudyError: Ray is not installed, there is no cluster, or no room in it.
     """
-    try:
-        # No figures of use go anywhere, and a CPU worker is not shown the GPUs.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-        import ray
-    except ImportError:
-        raise StudyError(f"{place} needs Ray: pip install 'aft-harness[ray]'") from None
+    place.check_installed()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours tells nobody how it is used
+    if place.address and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # read at import; Ray's clients, unlike all others, send none unasked
+    import ray
+
     here = ray.is_initialized()
     if place.count:
         demand = _share_of_machine(place.count, workers)
@@ -176,11 +175,11 @@ def opened(place: Place, work: Work, workers: Workers) -> Iterator[RayPool]:
     try:
         if not place.count:
             nodes = [node for node in ray.nodes() if node["Alive"]]
-            room = sum(_fitting(node["Resources"], demand) for node in nodes)
-            if not room:
+            space = sum(room(node["Resources"], demand) for node in nodes)
+            if not space:
                 raise StudyError(f"{place}: no node has {_told(demand)}; name less under workers in the plan")
-            count = workers.count or room
-            _probe(ray, [node for node in nodes if _fitting(node["Resources"], demand)])
+            count = workers.count or space
+            _probe(ray, [node for node in nodes if room(node["Resources"], demand)])
         pool = RayPool(ray, work, count, demand)
         try:
             yield pool
@@ -207,7 +206,7 @@ def _demand(resources: Mapping[str, float], workers: Workers) -> dict[str, float
     return {"num_cpus": workers.cpus or 1, "num_gpus": gpus}
 
 
-def _fitting(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
+def room(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
     """How many workers a node has room for."""
     pairs = [(resources.get("CPU", 0.0), demand["num_cpus"]), (resources.get("GPU", 0.0), demand["num_gpus"])]
     return int(min(there / asked for there, asked in pairs if asked))
@@ -243,8 +242,15 @@ def _connect(ray: Any, place: Place) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
     except (OSError, ValueError) as error:
-        raise StudyError(f"{place}: no Ray cluster takes clients there ({getattr(error, 'strerror', None) or error})")
+        said = getattr(error, "strerror", None) or error
+        raise StudyError(f"{place}: no Ray cluster takes clients there ({said})") from None
     _initialised(ray, str(place), address=f"ray://{host}:{port}")
+
+
+def _has_token() -> bool:
+    """Whether Ray would find a token of a cluster here."""
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _initialised(ray: Any, place: str, **options: Any) -> None:
@@ -254,8 +260,11 @@ def _initialised(ray: Any, place: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
         if place == "ray" and isinstance(error, ConnectionError):
-            raise StudyError("ray: there is no Ray cluster here; start one with `ray start --head`, or use local:N")
-        raise StudyError(f"{place}: {reason(error, sentence=True)}") from None
+            raise StudyError(
+                "ray: there is no Ray cluster here; start one with `ray start --head`, or use local:N"
+            ) from None
+        hint = "; does it need a token (~/.ray/auth_token)?" if "timeout" in str(error) else ""
+        raise StudyError(f"{place}: {reason(error, sentence=True)}{hint}") from None
 
 
 def _probe(ray: Any, nodes: list[Mapping[str, Any]]) -> None:

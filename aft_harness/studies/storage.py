@@ -81,10 +81,10 @@ class Storage:
             make_folder(path.parent)
             write_atomically(path, data)
             return
-        path = self._path(name)
+        place = self._path(name)
         try:
-            self._files.makedirs(os.path.dirname(path), exist_ok=True)
-            self._files.pipe_file(path, data)
+            self._files.makedirs(os.path.dirname(place), exist_ok=True)
+            self._files.pipe_file(place, data)
         except Exception as error:
             raise FileError(f"{self.place}/{name}: cannot be written ({self._reason(error)})") from None
 

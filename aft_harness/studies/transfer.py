@@ -71,7 +71,8 @@ class Reports:
     """Whom a study reports to.
 
     Attributes:
-        cell: Called with each cell before it starts: its number from 1, how many there are of its kind, its name.
+        cell: Called with each cell before it starts: its number from 1, how many there are of its kind, its name. On
+            workers it is called after a cell: how many are done, of how many that are known, the name of the last.
         training: Called after each optimiser step.
         evaluation: Called with how many requests are scored, and of how many.
         examples: Called once with the examples of each training task.

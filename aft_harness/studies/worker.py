@@ -68,6 +68,7 @@ class Worker:
         self._work = work
         self._model: int | None = None
         self._opened: Opened | None = None
+        self._described: Description | None = None
         self._folder: Path | None = None
 
     def hello(self) -> dict[str, Any]:
@@ -98,12 +99,13 @@ class Worker:
 
     def describe(self, opened: Opened) -> Description:
         """The cells of the model."""
-        return opened.describe()
+        self._described = self._described or opened.describe()
+        return self._described
 
     def train(self, opened: Opened, training: int) -> Files:
         """Makes a booster; the file of a list of its documents comes before that of the booster."""
         opened.train(training)
-        return self._made(opened.describe().trainings[training].file)
+        return self._made(self.describe(opened).trainings[training].file)
 
     def result(self, opened: Opened, evaluation: int, boosters: Sequence[Files]) -> str:
         """The name of what an evaluation makes."""
@@ -135,7 +137,7 @@ class Worker:
 
     def close(self) -> None:
         """Drops the model and the folder."""
-        self._opened = None
+        self._opened = self._described = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

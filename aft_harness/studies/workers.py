@@ -5,13 +5,14 @@ Knows nothing of clusters, and loads nothing heavy.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aft_harness.errors import ParseError, TaskError
+from aft_harness.errors import ParseError, StudyError, TaskError
 
 _LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 _CLUSTER = re.compile(r"ray://[^\s/]+")
@@ -43,6 +44,15 @@ class Place:
         if _CLUSTER.fullmatch(text):
             return cls(address=text)
         raise ParseError(f"{text!r}: expected ray, ray://HOST[:PORT] or local:N, such as local:2")
+
+    def check_installed(self) -> None:
+        """Refuses the place where Ray is not installed here.
+
+        Raises:
+            StudyError: It is not.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise StudyError(f"{self} needs Ray: pip install 'aft-harness[ray]'")
 
     def __str__(self) -> str:
         """The place in its grammar."""

@@ -136,4 +136,8 @@ class PreparedObjective:
                 for index, outcome in zip(chunk, self.outcomes(chunk), strict=True):
                     loss = outcome.loss + opposed.get(index, 0.0)
                     found.append(replace(outcome, loss=loss if processes.count == 1 else loss.cpu()))
-        return mean_score(processes.joined(found) if processes.count > 1 else found, [self.examples[index].weight for index in indices], TRAINING_OBJECTIVE)
+        return mean_score(
+            processes.joined(found) if processes.count > 1 else found,
+            [self.examples[index].weight for index in indices],
+            TRAINING_OBJECTIVE,
+        )

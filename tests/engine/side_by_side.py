@@ -1,6 +1,6 @@
 """What test_processes.py runs under `accelerate launch`, and alone: a training, then the stock lm_eval.
 
-    side_by_side.py MODEL TASKS BOOSTER FOLDER
+side_by_side.py MODEL TASKS BOOSTER FOLDER
 """
 
 from __future__ import annotations

@@ -21,38 +21,40 @@ def engine(model: Any, packed: bool = True) -> Engine:
     return Engine(model, model.model.layers, model.device, packed=packed)
 
 
+def passes(of: Engine, asked: list[Request], part: Part, known: range = range(0)) -> list[dict[int, Any]]:
+    """What each pass of a part scored."""
+    found: list[dict[int, Any]] = []
+
+    def record(members: Any, results: Any) -> None:
+        found.append(dict(zip(members, results[0], strict=True)))
+
+    of.loglikelihoods(asked, 60, on_scored=record, part=part, known=known)
+    return found
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_parts_are_the_whole_to_the_last_bit_and_share_nothing(tiny_model: Any, packed: bool) -> None:
     model, asked = tiny_model("llama"), requests()
     (whole,) = engine(model, packed).loglikelihoods(asked, 60)
-    found: dict[int, tuple[float, bool]] = {}
+    found: dict[int, Any] = {}
     sizes = []
     for index in range(3):
-        passes: list[dict[int, tuple[float, bool]]] = []
-        engine(model, packed).loglikelihoods(
-            asked,
-            60,
-            on_scored=lambda members, results, into=passes: into.append(dict(zip(members, results[0], strict=True))),
-            part=Part(index, 3),
-        )
-        for scored in passes:
-            assert not found.keys() & scored.keys()
-            found |= scored
-        sizes.append(len(passes))
+        scored = passes(engine(model, packed), asked, Part(index, 3))
+        for each in scored:
+            assert not found.keys() & each.keys()
+            found |= each
+        sizes.append(len(scored))
     assert [found[place] for place in range(len(asked))] == whole
     assert max(sizes) - min(sizes) <= 1 <= min(sizes)
 
 
 def test_parts_do_not_depend_on_what_is_known(tiny_model: Any) -> None:
     model, asked = tiny_model("llama"), requests()
-    seen: list[set[int]] = []
-    for known in ((), range(10)):
-        members: set[int] = set()
-        engine(model).loglikelihoods(
-            asked, 60, on_scored=lambda of, _, into=members: into.update(of), part=Part(1, 2), known=known
-        )
-        seen.append(members)
-    assert seen[1] <= seen[0] and seen[0] - seen[1] <= set(range(10))
+    first, second = (
+        {member for each in passes(engine(model), asked, Part(1, 2), known) for member in each}
+        for known in (range(0), range(10))
+    )
+    assert second <= first and first - second <= set(range(10))
 
 
 def test_a_part_of_one_is_everything() -> None:

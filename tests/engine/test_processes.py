@@ -17,7 +17,17 @@ from aft_harness.engine.processes import ALONE, Processes
 
 HERE = Path(__file__).parent
 TOYS = HERE.parent / "toy_tasks"
-FLAGS = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+FLAGS = [
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
 
 
 def test_one_process_has_all() -> None:

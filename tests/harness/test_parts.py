@@ -43,9 +43,7 @@ def test_the_parts_are_put_together_to_the_stock_result(checkpoint: str, monkeyp
     answers: list[Answers] = []
     for index in (2, 0, 1):  # in any order, each by a worker of its own
         store = Answers()
-        parts.answer(
-            fresh(checkpoint), variants(), NAMES, part=Part(index, 3), store=store, source=Tasks([TOYS])
-        )
+        parts.answer(fresh(checkpoint), variants(), NAMES, part=Part(index, 3), store=store, source=Tasks([TOYS]))
         answers.append(Answers.of(store.new()))
     assert all(each.count for each in answers)
     assert sum(each.count for each in answers) == Answers(answers).count  # nothing is answered twice
@@ -79,9 +77,7 @@ def test_a_slice_is_cut_in_the_same_way_and_tasks_are_left_as_they_were(checkpoi
 
 def test_samples_and_whole_texts_are_left_to_who_puts_it_together(checkpoint: str) -> None:
     store = Answers()
-    parts.answer(
-        fresh(checkpoint), variants(), ["toy_rolling"], part=Part(0, 1), store=store, source=Tasks([TOYS])
-    )
+    parts.answer(fresh(checkpoint), variants(), ["toy_rolling"], part=Part(0, 1), store=store, source=Tasks([TOYS]))
     assert store.count == 0
     with pytest.raises(TaskError, match="no documents in this range"):
         parts.answer(

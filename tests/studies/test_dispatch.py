@@ -94,6 +94,20 @@ def test_a_cell_that_fails_three_times_is_reported_and_the_rest_goes_on(count: i
     refuse_failed([], "work")
 
 
+def test_what_is_of_no_use_counts_as_a_failure() -> None:
+    given: list[Any] = []
+
+    def done(value: Any) -> list[Cell]:
+        given.append(value)
+        if value == 0:
+            raise StudyError("made something else")
+        return []
+
+    hands, notes = Hands(2, lambda worker, cell: Success(worker)), list[str]()
+    assert Dispatcher(hands, [Cell("a", 0, "", (), done)], notes.append).run() == []
+    assert given == [0, 1] and notes == ["a: made something else; trying again (2 of 3)"]
+
+
 def test_a_warning_that_every_worker_gives_is_shown_once() -> None:
     notes: list[Any] = []
     Dispatcher(Hands(2, lambda worker, cell: Success(None, ("careful",))), [cell("a"), cell("b")], notes.append).run()

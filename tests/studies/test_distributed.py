@@ -126,9 +126,7 @@ def test_a_training_that_cannot_be_done_leaves_the_others(
     assert undated(tmp_path / "l.csv") == undated(whole)
 
 
-def test_a_model_that_no_worker_can_load_leaves_the_other_models(
-    checkpoint: str, alone: str, tmp_path: Path
-) -> None:
+def test_a_model_that_no_worker_can_load_leaves_the_other_models(checkpoint: str, alone: str, tmp_path: Path) -> None:
     models = [{"pretrained": str(tmp_path / "nowhere")}, *plan_of(checkpoint).models]
     plan, notes = plan_of(checkpoint, models=models), list[str]()
     (failed,) = run(plan, str(tmp_path / "w"), tmp_path / "l.csv", Pool(TransferWork.of(plan), 2), notes)

@@ -13,7 +13,7 @@ from aft_harness.studies.dispatch import Cell
 from aft_harness.studies.plan import Plan
 from aft_harness.studies.worker import Failure, Outcome, Worker
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
+TOYS = str(Path(__file__).parent / "toy_tasks")
 
 
 class Pool:
