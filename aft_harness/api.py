@@ -17,7 +17,7 @@ import pandas as pd
 from aft_harness.boosters import references
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
-from aft_harness.errors import ModelError, ParseError, TaskError, TrainingError
+from aft_harness.errors import FileError, ModelError, ParseError, TaskError, TrainingError
 from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
@@ -36,9 +36,11 @@ from aft_harness.progress import OnProgress, OnTraining, TrainingProgress, ignor
 from aft_harness.results import leaderboard, table
 from aft_harness.results.runs import rows
 from aft_harness.slices import Slice
-from aft_harness.studies import sweep
+from aft_harness.studies import cluster, sweep
 from aft_harness.studies import transfer as transfer_study
 from aft_harness.studies.plan import Plan
+from aft_harness.studies.storage import is_local
+from aft_harness.studies.workers import Place
 from aft_harness.training import train as training
 from aft_harness.training.recipe import RECIPES, Settings
 from aft_harness.training.result import TrainingResult
@@ -259,15 +261,19 @@ def transfer(
     table: str | Path | None = None,
     *,
     models: Sequence[Mapping[str, Any]] = (),
+    on: str | None = None,
     reports: transfer_study.Reports | None = None,
 ) -> pd.DataFrame:
     """Trains a booster on each of several tasks or mixtures, and evaluates every booster on every evaluation task.
 
     Args:
         plan: A YAML file, its content as a mapping, or a `Plan`.
-        folder: Folder for finished work. After an interruption, the same call resumes from it.
+        folder: Folder for finished work. After an interruption, the same call resumes from it. With `on` it may be any
+            address that fsspec knows, such as `s3://bucket/folder`.
         table: The leaderboard's CSV file; None means `leaderboard.csv` in the folder.
         models: Arguments of `--model steered-hf` for each model, in place of the plan's models.
+        on: Where cells run: `local:N` for N workers on this machine, `ray` for the Ray cluster that it belongs to,
+            `ray://HOST` for another (docs/clusters.md). None means here, one after the other.
         reports: Callbacks for progress.
 
     Returns:
@@ -280,8 +286,14 @@ def transfer(
         plan = Plan.of({**plan, **({"models": list(models)} if models else {})})
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan), models)
-    place = make_folder(Path(folder))
-    return transfer_study.run(plan, place, Path(table) if table else place / "leaderboard.csv", reports)
+    if table is None and not is_local(folder):
+        raise FileError(f"{folder}: a study that is kept there needs a table on this machine; pass table=")
+    rows = Path(table) if table else Path(folder) / "leaderboard.csv"
+    if on is not None:
+        return cluster.transfer(plan, folder, rows, Place.parse(on), reports)
+    if not is_local(folder):
+        raise FileError(f"{folder}: only studies with on= can be kept there; on='local:1' runs on this machine")
+    return transfer_study.run(plan, make_folder(Path(folder)), rows, reports)
 
 
 @contextmanager

@@ -65,3 +65,7 @@ class TrainingError(AftError, ValueError):
 
 class ExportError(AftError, ValueError):
     """A booster that cannot be said exactly in another format, or an export that cannot be written or used."""
+
+
+class StudyError(AftError, RuntimeError):
+    """A study that cannot run where it was asked to, or of which some cells failed."""

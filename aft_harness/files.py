@@ -173,6 +173,11 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def absolute(name: str) -> str:
+    """A name that is a folder here by its whole path, which other machines may see; any other as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
 def home() -> Path:
     """The folder in which things are kept between runs: `$AFT_HOME`, else `aft_harness` in the user's cache folder."""
     if place := os.environ.get("AFT_HOME"):

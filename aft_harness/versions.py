@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
+from functools import cache
+from pathlib import Path
 
 PACKAGES = ("aft-harness", "lm_eval", "torch", "transformers", "datasets")
 
@@ -17,3 +20,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+@cache
+def code_digest() -> str:
+    """The start of a digest of this package's own code: two checkouts may bear the same version."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder).as_posix()).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

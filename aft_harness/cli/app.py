@@ -72,8 +72,15 @@ def verbosity() -> int:
     Returns:
         -1: errors only; 0: also progress, notes and warnings; 1: also what the libraries have to say.
     """
+    if not is_first_process():
+        return -1
     context = click.get_current_context(silent=True)
     return int(context.meta.get(_VERBOSITY, 0)) if context else 0
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks and writes for all that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Command(_Ends):

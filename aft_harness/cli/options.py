@@ -14,7 +14,7 @@ import click
 from aft_harness.boosters.layers import Layers
 from aft_harness.boosters.vocabulary import Kind
 from aft_harness.cli.app import option
-from aft_harness.cli.values import SLICE, Number
+from aft_harness.cli.values import PLACE, SLICE, Number
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.training.recipe import PAIR_OBJECTIVE, RECIPES, ChoiceNorm, Objective, RateUnit, Schedule, Settings
 
@@ -191,6 +191,16 @@ test_options = collected(
     },
 )
 """What a sweep reports on."""
+
+
+place_option = click.option(
+    "--on",
+    "place",
+    type=PLACE,
+    metavar="ray|ray://HOST|local:N",
+    help="Run on the workers of a Ray cluster, or on N workers here (docs/clusters.md).  [default: in this process]",
+)
+"""Where the cells of a study run."""
 
 format_option = click.option(
     "--format",

@@ -13,8 +13,10 @@ from aft_harness.cli.drawing import development_options, drawing_options, select
 from aft_harness.cli.options import (
     check_model,
     format_option,
+    model_arguments,
     model_options,
     opened_model,
+    place_option,
     prompt_format,
     prompt_options,
     recipe_settings,
@@ -22,10 +24,12 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.report import report_line
-from aft_harness.cli.terminal import counting_bar, note_examples, quiet, sweep_summary, training_bar
+from aft_harness.cli.terminal import cell_bar, counting_bar, note_examples, quiet, sweep_summary, training_bar
 from aft_harness.cli.values import FOLDER, LAYERS
-from aft_harness.files import make_folder
-from aft_harness.harness.selection import task_names
+from aft_harness.files import absolute, make_folder
+from aft_harness.harness.selection import TaskSelection, task_names
+from aft_harness.studies.workers import Place
+from aft_harness.training.recipe import Settings
 
 if TYPE_CHECKING:
     from aft_harness.studies.sweep import Sweep, Test
@@ -51,6 +55,7 @@ _OUTPUT = click.option(
 @development_options
 @test_options
 @prompt_options
+@place_option
 @format_option
 @_OUTPUT
 @click.pass_context
@@ -63,11 +68,12 @@ def strengths(
     drawing: dict[str, Any],
     testing: dict[str, Any],
     prompting: dict[str, Any],
+    place: Place | None,
     form: str,
     output: Path,
 ) -> None:
     """Evaluate a booster at several strengths in one pass."""
-    _prepare(context, testing, output)
+    _prepare(context, testing, place, output)
     chosen = selections(**drawing, development_only=True)
     with quiet():
         from aft_harness.boosters import references
@@ -81,6 +87,11 @@ def strengths(
         with option("--vector"):
             variant = references.load(vector)
         test = _test(drawing, testing, prompting)
+        if place is not None:
+            how = Settings(split_seed=drawing["split_seed"])
+            asked = {"settings": how, "variant": variant, "strengths": tuple(values)}
+            _report(_on(place, model, chosen, test, output, **asked), output, form)
+            return
         assert test.source is not None
         selected = test.source.select(chosen)
         with opened_model(model) as lm:
@@ -99,6 +110,7 @@ def strengths(
 @test_options
 @prompt_options
 @training_options
+@place_option
 @format_option
 @_OUTPUT
 @click.pass_context
@@ -111,11 +123,12 @@ def layers(
     testing: dict[str, Any],
     prompting: dict[str, Any],
     hyperparameters: dict[str, Any],
+    place: Place | None,
     form: str,
     output: Path,
 ) -> None:
     """Train a booster at each of several layers and evaluate all of them in one pass."""
-    _prepare(context, testing, output)
+    _prepare(context, testing, place, output)
     chosen = selections(**drawing)
     how = recipe_settings(hyperparameters, split_seed=drawing["split_seed"])
     with quiet():
@@ -125,6 +138,9 @@ def layers(
 
         check_model(model, layers)
         test = _test(drawing, testing, prompting)
+        if place is not None:
+            _report(_on(place, model, chosen, test, output, settings=how, layers=layers), output, form)
+            return
         assert test.source is not None
         selected = test.source.select(chosen)
         with opened_model(model) as lm:
@@ -151,11 +167,36 @@ def layers(
         _report(found, output, form)
 
 
-def _prepare(context: click.Context, testing: dict[str, Any], output: Path) -> None:
+def _prepare(context: click.Context, testing: dict[str, Any], place: Place | None, output: Path) -> None:
+    if place is not None:
+        place.check_installed()
     if testing["test_limit"] is not None and testing["test_docs"] is not None:
         raise click.UsageError("--test-limit and --test-docs cannot be used together")
     make_folder(output)
     resumable(context, output)
+
+
+def _on(
+    place: Place, model: dict[str, Any], chosen: list[TaskSelection], test: Test, output: Path, **asked: Any
+) -> Sweep:
+    """Runs a sweep on workers."""
+    from aft_harness.studies import cluster
+    from aft_harness.studies.sweep_cells import SweepWork
+
+    name, arguments = model_arguments(model)
+    assert test.source is not None
+    work = SweepWork(
+        {"pretrained": absolute(name), **arguments},
+        tuple(chosen),
+        tuple(test.tasks),
+        test.prompt_format,
+        test.limit,
+        test.docs,
+        tuple(map(absolute, test.source.include_path)),
+        **asked,
+    )
+    with cell_bar() as reports:
+        return cluster.sweep(work, output, place, reports)
 
 
 def _test(drawing: dict[str, Any], testing: dict[str, Any], prompting: dict[str, Any]) -> Test:

@@ -168,6 +168,15 @@ def study_bars() -> Iterator[Reports]:
         )
 
 
+@contextmanager
+def cell_bar() -> Iterator[Reports]:
+    """A bar of a study whose cells run elsewhere: over its cells, as far as they are known."""
+    from aft_harness.studies.transfer import Reports
+
+    with counting_bar("cells", "cell") as update:
+        yield Reports(cell=lambda done, total, label: update(done, total), note=note)
+
+
 def note_examples(examples: TaskExamples) -> None:
     """Says on stderr how many documents of a task are used."""
     note(examples)

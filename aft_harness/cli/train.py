@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, main
+from aft_harness.cli.app import CONTEXT, is_first_process, main
 from aft_harness.cli.drawing import mixture, training_drawing_options
 from aft_harness.cli.options import (
     check_model,
@@ -117,6 +117,8 @@ def train(
                 on_progress=update,
                 **settings(hyperparameters, layers=layers, split_seed=drawing["split_seed"]),
             )
+        if not is_first_process():  # all have the same booster
+            return
         result.booster.save(output)
         written = result.save_curves(curves) if curves else ()
     click.echo(training_summary(result, output))

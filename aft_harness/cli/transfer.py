@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from aft_harness.cli.app import CONTEXT, main, note, resumable
-from aft_harness.cli.options import format_option
+from aft_harness.cli.options import format_option, place_option
 from aft_harness.cli.report import report_line
-from aft_harness.cli.terminal import duration, quiet, study_bars
-from aft_harness.cli.values import FILE, FOLDER, LAYERS, in_folder
+from aft_harness.cli.terminal import cell_bar, duration, quiet, study_bars
+from aft_harness.cli.values import FILE, LAYERS, WORK_FOLDER, in_folder
 from aft_harness.files import make_folder, write_atomically
 from aft_harness.studies.plan import Plan
+from aft_harness.studies.workers import Place
 
 
 @main.command("transfer", context_settings=CONTEXT)
@@ -33,10 +34,16 @@ from aft_harness.studies.plan import Plan
 @click.option("--train-limit", type=click.IntRange(min=1), help="Training documents per task.")
 @click.option("--dev-docs", type=click.IntRange(min=0), default=0, help="Development documents per task.")
 @click.option("--include-path", multiple=True, metavar="FOLDER", help="Folder with additional task YAML files.")
-@click.option("--folder", type=FOLDER, required=True, help="Folder for finished work, which the study resumes from.")
+@click.option(
+    "--folder",
+    type=WORK_FOLDER,
+    required=True,
+    help="Folder for finished work, which the study resumes from; with --on also an address such as s3://bucket/folder.",
+)
 @click.option("--to", "table_file", required=True, type=FILE, help="CSV file of the leaderboard.")
 @click.option("--markdown", type=FILE, help="Also write the leaderboard as Markdown.")
 @click.option("--heat-map", "heat_maps", multiple=True, type=FILE, help="Also draw a heat map, as PNG or SVG.")
+@place_option
 @click.option("--dry-run", is_flag=True, help="Print what would run, with an estimate of the time.")
 @format_option
 @click.pass_context
@@ -45,8 +52,9 @@ def transfer(
     /,
     *,
     plan: Path | None,
-    folder: Path,
+    folder: Path | str,
     table_file: Path,
+    place: Place | None,
     markdown: Path | None,
     heat_maps: tuple[Path, ...],
     dry_run: bool,
@@ -64,7 +72,13 @@ def transfer(
     for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
         for path in paths:
             in_folder(name, path)
-    make_folder(folder)
+    if place is not None:
+        place.check_installed()
+    if isinstance(folder, Path):
+        make_folder(folder)
+    elif place is None or dry_run:
+        why = "--dry-run looks into folders of this machine only" if dry_run else "an address needs --on"
+        raise click.BadParameter(f"{folder}: {why}", param_hint="'--folder'")
     resumable(context, folder)
     arguments = [{"pretrained": model, "dtype": dtype, "batch_size": 16} for model in models]
     study = Plan.read(plan, arguments) if plan else _from_options(models=arguments, **options)
@@ -76,17 +90,17 @@ def transfer(
         for path in heat_maps:
             plots.check_format(path)
         if dry_run:
-            _print_estimates(study, folder)
+            _print_estimates(study, Path(folder))
             return
-        with study_bars() as reports:
-            found = api.transfer(study, folder, table_file, reports=reports)
+        with cell_bar() if place else study_bars() as reports:
+            found = api.transfer(study, folder, table_file, on=str(place) if place else None, reports=reports)
         corrected = found[found["p_holm"].notna()]
         if markdown:
             write_atomically(markdown, (table.render(found, "md") + "\n").encode())
         for path in heat_maps:
             plots.plot_transfer(corrected, path, lower_is_better(corrected["metric"]))
     click.echo(table.render(corrected, form))
-    note(report_line(folder, table_file))
+    note(report_line(*([folder] if isinstance(folder, Path) else []), table_file))
 
 
 def _print_estimates(study: Plan, folder: Path) -> None:

@@ -16,6 +16,7 @@ from aft_harness.boosters.layers import Layers
 from aft_harness.errors import FileError, ParseError
 from aft_harness.files import read_regular
 from aft_harness.slices import Slice
+from aft_harness.studies.workers import Place
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -45,6 +46,7 @@ class _Parsed(click.ParamType[Any]):
 LAYERS = _Parsed("layers", Layers.of)
 LAYERS_OR_AUTO = _Parsed("layers", lambda text: "auto" if text == "auto" else Layers.of(text))
 SLICE = _Parsed("slice", Slice.parse)
+PLACE = _Parsed("place", Place.parse)
 
 
 def _note_overwriting(context: click.Context, parameter: click.Parameter, given: bool) -> None:
@@ -83,6 +85,25 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
+
+
+class WorkFolder(click.Path):
+    """A folder for finished work: a path of this machine, or an address such as `s3://bucket/folder`, as text."""
+
+    name = "folder"
+
+    def __init__(self) -> None:
+        """A folder, which need not exist."""
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Leaves addresses as they are."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        return super().convert(value, param, ctx)
+
+
+WORK_FOLDER = WorkFolder()
 
 
 class OutputFile(click.Path):

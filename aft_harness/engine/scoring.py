@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aft_harness.engine.forward import ForwardPass
+from aft_harness.engine.part import WHOLE, Part
 from aft_harness.engine.predictions import Predictions, normalisers
 from aft_harness.engine.probe import Deviation, Probe, revealing
 from aft_harness.engine.rows import Batch, batches
@@ -109,11 +110,6 @@ class Engine:
         return self.forward_pass.packed
 
     @property
-    def alone(self) -> bool:
-        """Whether the model takes one row a pass only, see `Probe`."""
-        return self.probe.alone
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
         return self.forward_pass.dtype
@@ -127,6 +123,7 @@ class Engine:
         softmax_dtype: torch.dtype | None = torch.float32,
         on_scored: OnScored = lambda members, results: None,
         known: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[list[tuple[float, bool]]]:
         """Scores every request under every steering.
 
@@ -138,6 +135,7 @@ class Engine:
             on_scored: Called after each batch with the indices of its requests and their results by steering.
             known: Indices of requests that need no scores. They are laid out all the same, and batches of nothing else
                 are left out: what goes on after a break gives to the last bit what would have come without it.
+            part: Passes of others are left out in the same way.
 
         Returns:
             By steering, by request: summed loglikelihood, and whether the continuation is the greedy one.
@@ -146,13 +144,17 @@ class Engine:
         known = set(known)
         results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in steerings]
         remaining = set(range(len(requests)))
-        finished = False
         with torch.no_grad():
-            while not finished:
-                for batch in self._batches(requests, sorted(remaining), max_tokens):
-                    if known.issuperset(member for row in batch.rows for member in row.members):
+            while True:
+                for number, batch in enumerate(self._batches(requests, sorted(remaining), max_tokens)):
+                    members = _members(batch)
+                    if known.issuperset(members):
                         continue
-                    scored = self._checked(batch, requests, steerings, softmax_dtype)
+                    mine = part.takes(number)
+                    if not mine and (not self.packed or self.agrees(batch, requests)):
+                        remaining.difference_update(members)
+                        continue
+                    scored = self._checked(batch, requests, steerings, softmax_dtype) if mine else None
                     if scored is None:
                         break  # what remains is laid out again, in plain rows
                     members = scored[0].members
@@ -163,8 +165,7 @@ class Engine:
                     remaining.difference_update(members)
                     on_scored(members, found)
                 else:
-                    finished = True
-        return results
+                    return results
 
     def compare_lengths(self, requests: Sequence[Request]) -> None:
         """Tries the longest of some requests beside the shortest, see `Probe.compare_lengths`."""
@@ -180,7 +181,7 @@ class Engine:
         if self.packed:
             width = trie.choose_width(max_tokens, attention_cost=self.forward_pass.attention_cost)
         rows = [replace(row, members=tuple(indices[member] for member in row.members)) for row in trie.rows(width)]
-        return batches(rows, 1 if self.alone else max_tokens)
+        return batches(rows, 1 if self.probe.alone else max_tokens)
 
     def _score_steered(
         self,
@@ -312,6 +313,10 @@ class Engine:
                 yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
         return self.probe.checked(batch, score, compare)
+
+
+def _members(batch: Batch) -> tuple[int, ...]:
+    return tuple(member for row in batch.rows for member in row.members)
 
 
 def _length(request: Request) -> int:

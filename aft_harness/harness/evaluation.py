@@ -27,7 +27,7 @@ from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_commit_f
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.errors import AftError, TaskError
-from aft_harness.harness.score_store import ScoreStore
+from aft_harness.harness.score_store import AnswerStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.shared_pass import SharedPass, SteeredLM, VariantLM
 from aft_harness.harness.shared_task import built_once
@@ -73,7 +73,7 @@ def evaluate(
     limit: int | None = None,
     docs: Slice | None = None,
     output: Path | None = None,
-    store: ScoreStore | None = None,
+    store: AnswerStore | None = None,
     confirm_run_unsafe_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> list[VariantResults]:
@@ -102,17 +102,7 @@ def evaluate(
     prompt_format, source = prompt_format or PromptFormat(), source or Tasks()
     loaded = source.load(tasks)
     shared = SharedPass(lm, variants, store, on_progress)
-    ids = _ids(loaded["tasks"], docs) if docs else None
-    asked: dict[str, Any] = {
-        "limit": limit,
-        "samples": ids,
-        "log_samples": True,
-        "bootstrap_iters": 0,
-        "confirm_run_unsafe_code": confirm_run_unsafe_code,
-        "system_instruction": prompt_format.system_instruction,
-        "apply_chat_template": prompt_format.apply_chat_template,
-        "fewshot_as_multiturn": prompt_format.multiturn,
-    }
+    asked = arguments(loaded, prompt_format, limit, docs) | {"confirm_run_unsafe_code": confirm_run_unsafe_code}
     environment = _environment(os.getcwd())
     evaluated = []
     with ExitStack() as stack:
@@ -125,7 +115,7 @@ def evaluate(
             start = time.time()
             gc.freeze()  # what is here stays until the end; looking for garbage in it takes longer than the metrics do
             adapter = VariantLM(shared, index)
-            _seed(loaded["tasks"].values(), prompt_format)
+            seed(loaded["tasks"].values(), prompt_format)
             try:
                 results: dict[str, Any] = dict(evaluator.evaluate(lm=adapter, task_dict=loaded, **asked))
             except AftError:
@@ -142,6 +132,25 @@ def evaluate(
     return evaluated
 
 
+def arguments(
+    loaded: Mapping[str, Any], prompt_format: PromptFormat, limit: int | None, docs: Slice | None
+) -> dict[str, Any]:
+    """What lm-eval's evaluator is asked, whichever variant answers.
+
+    Raises:
+        TaskError: A slice without documents.
+    """
+    return {
+        "limit": limit,
+        "samples": _ids(loaded["tasks"], docs) if docs else None,
+        "log_samples": True,
+        "bootstrap_iters": 0,
+        "system_instruction": prompt_format.system_instruction,
+        "apply_chat_template": prompt_format.apply_chat_template,
+        "fewshot_as_multiturn": prompt_format.multiturn,
+    }
+
+
 def _ids(tasks: dict[str, Any], docs: Slice) -> dict[str, list[int]]:
     """The ids that a slice means in each task, as lm-eval's `samples`."""
     found = {name: list(docs.of(range(len(task.eval_docs)))) for name, task in tasks.items()}
@@ -151,7 +160,7 @@ def _ids(tasks: dict[str, Any], docs: Slice) -> dict[str, list[int]]:
     return found
 
 
-def _seed(tasks: Iterable[Any], prompt_format: PromptFormat) -> None:
+def seed(tasks: Iterable[Any], prompt_format: PromptFormat) -> None:
     """What the stock evaluator sets before each run."""
     random.seed(_SEEDS["random_seed"])
     np.random.seed(_SEEDS["numpy_seed"])

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 import transformers
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
@@ -27,10 +28,13 @@ from aft_harness.engine import generation
 from aft_harness.engine.continuous import Writer
 from aft_harness.engine.decoder import check_causal, decoder_layers, input_device
 from aft_harness.engine.identity import identify
+from aft_harness.engine.part import WHOLE, Part
+from aft_harness.engine.processes import ALONE, Processes
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
-from aft_harness.errors import ModelError
+from aft_harness.errors import CacheError, ModelError
 from aft_harness.harness import encoding, generation_requests
+from aft_harness.harness.batching import batches, is_sampled
 from aft_harness.harness.guarded import GuardedLM, check_scale
 from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
@@ -46,6 +50,7 @@ class SteeredHFLM(GuardedLM, HFLM):
         variant: The variant that this object's methods evaluate; for others see `with_variant` and `score_variants`.
         base_model: Identity of the model, independent of its location.
         engine: Runs the model.
+        processes: Those of `accelerate launch`, which share the passes: each knows all answers in the end.
         writer: Writes texts with it.
     """
 
@@ -84,6 +89,12 @@ class SteeredHFLM(GuardedLM, HFLM):
         if self.backend != "causal":
             raise ModelError(f"{shown(pretrained)} is not a causal language model but {self.backend}")
         check_causal(self.model)
+        # Processes of tensor parallelism are one model, and a loaded model belongs to whoever loaded it.
+        several = isinstance(pretrained, str) and kwargs.get("tp_plan") is None
+        self.processes: Processes = Processes.present() if several else ALONE
+        if self.processes.count > 1:
+            # lm-eval would deal out documents, and only where it sees several GPUs; here they share the passes of all.
+            self._rank, self._world_size = 0, 1
         if self.device.type == "meta":  # offloaded: where its first weight lies is not where it runs
             self._device = input_device(self.model)
         self.layers_path = layers_path
@@ -133,6 +144,7 @@ class SteeredHFLM(GuardedLM, HFLM):
         on_scored: OnScored = lambda members, results: None,
         rows_a_pass: int | None = None,
         known: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[list[tuple[float, bool]]]:
         """Scores requests under several variants at once, within the memory budget that the batch size implies.
 
@@ -142,12 +154,13 @@ class SteeredHFLM(GuardedLM, HFLM):
             on_scored: See `Engine.loglikelihoods`.
             rows_a_pass: The batch size that `--batch_size auto` would find, if the caller knows it.
             known: See `Engine.loglikelihoods`.
+            part: See `Engine.loglikelihoods`.
 
         Returns:
             By variant and request: the loglikelihood, and whether the continuation is the greedy one.
         """
         steerings = [self.steering_for(variant) for variant in variants]
-        return self._score(requests, steerings, on_scored, rows_a_pass, known)
+        return self._score(requests, steerings, on_scored, rows_a_pass, known, part)
 
     def _score(
         self,
@@ -156,12 +169,14 @@ class SteeredHFLM(GuardedLM, HFLM):
         on_scored: OnScored,
         rows_a_pass: int | None,
         known: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[list[tuple[float, bool]]]:
         longest = max(requests, key=lambda request: len(request.inputs))
         if self.batch_size != "auto":
             rows_a_pass = int(self.batch_size)
         elif rows_a_pass is None:
-            rows_a_pass = int(self._detect_batch_size([("", list(longest.context), list(longest.continuation))]))
+            detected = self._detect_batch_size([("", list(longest.context), list(longest.continuation))])
+            rows_a_pass = min(self.processes.gathered(int(detected)))
         with self._autocast():
             return self.engine.loglikelihoods(
                 requests,
@@ -170,6 +185,7 @@ class SteeredHFLM(GuardedLM, HFLM):
                 softmax_dtype=self.softmax_dtype,
                 on_scored=on_scored,
                 known=known,
+                part=part,
             )
 
     def _loglikelihood_tokens(
@@ -180,30 +196,62 @@ class SteeredHFLM(GuardedLM, HFLM):
     ) -> list[tuple[float, bool]]:
         """Scores tokenised requests in packed rows; models that do not take them go through lm-eval's own code."""
         hidden = disable_tqdm or bool(os.environ.get("TQDM_DISABLE"))  # which lm-eval's own bars overrule
-        if not requests or not self.engine.packed:
+        if not requests or not (self.engine.packed or self.processes.count > 1):
             return super()._loglikelihood_tokens(requests, disable_tqdm=hidden, override_bs=override_bs)
         encoded = [
             encoding.request(context, continuation, self.max_length, text) for text, context, continuation in requests
         ]
-        bar = tqdm(total=len(requests), disable=hidden or self.rank != 0, desc="Running loglikelihood requests")
+        bar = tqdm(
+            total=len(requests), disable=hidden or self.processes.rank != 0, desc="Running loglikelihood requests"
+        )
+
+        scored: dict[int, tuple[float, bool]] = {}
 
         def record(members: Sequence[int], results: list[list[tuple[float, bool]]]) -> None:
             for member, result in zip(members, results[0], strict=True):
+                scored[member] = result
                 if (text := requests[member][0]) is not None:  # rolling windows are cached by their caller
                     self.cache_hook.add_partial("loglikelihood", text, result)
             bar.update(len(members))
 
         with bar:
-            (results,) = self._score(encoded, [self._steering], record, override_bs)
-        return results
+            self._score(encoded, [self._steering], record, override_bs, part=self.processes.part)
+            for found in self.processes.gathered(dict(scored)):
+                scored |= found
+            if len(scored) < len(requests):  # laid out in another way by another process
+                self._score(encoded, [self._steering], record, override_bs, known=list(scored))
+        return [scored[place] for place in range(len(requests))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As `hf`; several processes share the batches, unless texts are sampled, each from what came before."""
+        if self.processes.count == 1 or any(map(is_sampled, requests)):
+            return self._written(requests, disable_tqdm or self.processes.rank != 0)
+        texts: dict[int, str] = {}
+        for number, batch in enumerate(batches(requests, self, len(requests))):
+            if self.processes.part.takes(number):
+                written = self._written([requests[place] for place in batch], hidden=True)
+                texts.update(zip(batch, written, strict=True))
+        for found in self.processes.gathered(dict(texts)):
+            texts |= found
+        return [texts[place] for place in range(len(requests))]
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """As other model types; several processes cannot write one database.
+
+        Raises:
+            CacheError: They were asked to, or another model or booster wrote the database.
+        """
+        if self.processes.count > 1 and cache_hook.dbdict is not None:
+            raise CacheError("--use_cache does not work with several processes; leave it out, or start one process")
+        super().set_cache_hook(cache_hook)
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._steering or nullcontext():
             return super()._model_call(*args, **kwargs)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def _written(self, requests: list[Instance], hidden: bool) -> list[str]:
         """As `hf`; texts that are decoded greedily are written side by side, see `engine/continuous.py`."""
-        hidden = disable_tqdm or bool(os.environ.get("TQDM_DISABLE"))
+        hidden = hidden or bool(os.environ.get("TQDM_DISABLE"))
         self.guard(requests)
         with self.steered():
             groups = generation_requests.side_by_side(self, requests) if self.packing else []
@@ -212,7 +260,7 @@ class SteeredHFLM(GuardedLM, HFLM):
         if rest:
             texts |= zip(rest, super().generate_until([requests[place] for place in rest], hidden), strict=True)
         count = len(requests) - len(rest)
-        bar = tqdm(total=count, disable=hidden or not count or self.rank != 0, desc="Running generate_until requests")
+        bar = tqdm(total=count, disable=hidden or not count, desc="Running generate_until requests")
 
         def record(place: int, text: str) -> None:
             self.cache_hook.add_partial("generate_until", requests[place].args, text)

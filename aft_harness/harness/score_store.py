@@ -13,12 +13,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from aft_harness.errors import CacheError
 from aft_harness.results.text import printable
 
 Result = tuple[float, bool]
+
+
+class AnswerStore(Protocol):
+    """Where scores and texts are kept by key; see `ScoreStore` and `answers.Answers`."""
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
+        """The scores of those keys that are there."""
+
+    def get_texts(self, keys: Sequence[bytes]) -> dict[bytes, str]:
+        """The texts of those keys that are there."""
+
+    def put(self, results: Mapping[bytes, Result]) -> None:
+        """Adds scores."""
+
+    def put_texts(self, texts: Mapping[bytes, str]) -> None:
+        """Adds texts."""
 
 
 class ScoreStore:

@@ -6,26 +6,25 @@ Knows lm-eval's requests and the model type. Knows nothing of tasks and metrics.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.models.utils import Collator
 
 from aft_harness.boosters.variant import Variant
+from aft_harness.engine.part import WHOLE, Part
 from aft_harness.engine.scoring import Request
+from aft_harness.harness.batching import KEPT_AT_ONCE, batches, is_sampled
 from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.guards import refuse_non_finite
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.score_store import Result, ScoreStore, content, key_of
+from aft_harness.harness.score_store import AnswerStore, Result, content, key_of
 from aft_harness.progress import OnProgress
 
 SteeredLM = SteeredHFLM | SteeredGgufLM
 """The model types that are evaluated under several variants at once."""
-
-_KEPT_AT_ONCE = 16
-"""Texts that are generated before they are stored, where the batch size is found automatically."""
 
 _BATCHES_A_CALL = 4
 """Batches of one call, after which texts are stored; within it, waiting texts take the place of finished ones."""
@@ -35,7 +34,12 @@ class SharedPass:
     """Scores each request under all variants when the first of them asks for it."""
 
     def __init__(
-        self, lm: SteeredLM, variants: Sequence[Variant], store: ScoreStore | None, on_progress: OnProgress
+        self,
+        lm: SteeredLM,
+        variants: Sequence[Variant],
+        store: AnswerStore | None,
+        on_progress: OnProgress,
+        part: Part = WHOLE,
     ) -> None:
         """Checks that every booster fits; nothing is scored yet.
 
@@ -44,11 +48,12 @@ class SharedPass:
             variants: What is evaluated.
             store: Where results are kept, and looked up before they are computed.
             on_progress: Called with how many requests are scored, and of how many.
+            part: Which passes run here; what belongs to others has a score of 0.
         """
         self.models = [lm.with_variant(variant) for variant in variants]
         self._lm, self._variants = lm, variants
         self._identities = [lm.cache_identity(variant) for variant in variants] if store else []
-        self._store, self._on_progress = store, on_progress
+        self._store, self._on_progress, self._part = store, on_progress, part
         # Long prompts are compared and hashed once; from then on a request is its place in `_requests`.
         self._places: dict[tuple[str, str], int] = {}
         self._requests: dict[Request, int] = {}
@@ -67,7 +72,7 @@ class SharedPass:
         scored = self._scored[index]
         if any(place not in scored for place in places):
             self._score(list(dict.fromkeys(places)))
-        return [scored[place] for place in places]
+        return [scored[place] for place in places] if self._part == WHOLE else [(0.0, False)] * len(places)
 
     def _score(self, places: Sequence[int]) -> None:
         every = list(self._requests)
@@ -106,7 +111,9 @@ class SharedPass:
 
             variants = [self._variants[index] for index in indices]
             known = set(range(len(requests))) - wanted
-            self._lm.score_variants(requests, variants, on_scored=record, known=known)
+            # Only what runs on several machines has parts.
+            parts: dict[str, Any] = {} if self._part == WHOLE else {"part": self._part}
+            self._lm.score_variants(requests, variants, on_scored=record, known=known, **parts)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], index: int) -> list[float]:
         """Loglikelihoods of whole texts under one variant."""
@@ -125,13 +132,18 @@ class SharedPass:
         keys = {
             place: key_of(self._identities[index], content("text", *request.args))
             for place, request in enumerate(requests)
-            if self._store is not None and not _is_sampled(request)
+            if self._store is not None and not is_sampled(request)
         }
         stored = self._store.get_texts(list(keys.values())) if self._store is not None else {}
         texts = {place: stored[key] for place, key in keys.items() if key in stored}
         done = 0
-        for batch in _batches(requests, lm, _KEPT_AT_ONCE if self._store is not None else len(requests)):
-            if not texts.keys() >= set(batch):
+        whole = self._part == WHOLE
+        for number, batch in enumerate(
+            batches(requests, lm, KEPT_AT_ONCE if self._store is not None else len(requests), _BATCHES_A_CALL)
+        ):
+            # A sample that one worker drew is of no use to another.
+            mine = whole or (self._part.takes(number) and not keys.keys().isdisjoint(batch))
+            if mine and not texts.keys() >= set(batch):
                 written = lm.generate_until([requests[place] for place in batch], disable_tqdm=True)
                 found = dict(zip(batch, written, strict=True))
                 if self._store is not None:
@@ -139,31 +151,7 @@ class SharedPass:
                 texts |= found
             done += len(batch)
             self._on_progress(done, len(requests))
-        return [texts[place] for place in range(len(requests))]
-
-
-def _batches(requests: Sequence[Instance], lm: SteeredLM, automatic: int) -> Iterator[list[int]]:
-    """The places of requests, a call's together, in the order in which `hf` generates: its batches are whole.
-
-    Args:
-        requests: What is asked.
-        lm: The model type.
-        automatic: Requests of a call where the batch size is found automatically, which every call does anew.
-    """
-    size = _BATCHES_A_CALL * int(lm.batch_size) if lm.batch_size != "auto" else automatic
-    ordered = Collator(
-        [(place, *request.args) for place, request in enumerate(requests)],
-        sort_fn=lambda asked: (-len(lm.tok_encode(asked[1])), asked[1]),
-        group_by="gen_kwargs",
-        group_fn=lambda asked: asked[2],
-    )
-    for batch in ordered.get_batched(n=size):
-        yield [place for place, *_ in batch]
-
-
-def _is_sampled(request: Instance) -> bool:
-    settings = request.args[1]
-    return settings.get("do_sample") is True or (settings.get("temperature") or 0.0) > 0.0
+        return [texts[place] for place in range(len(requests))] if whole else [""] * len(requests)
 
 
 class VariantLM(LM):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from aft_harness.errors import AftError, TaskError
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.slices import Slice, SplitSlice
 from aft_harness.studies import plan_file
+from aft_harness.studies.workers import Workers
 from aft_harness.training.recipe import RECIPES, Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 SEEDS = 2**32
 """Seeds are smaller: every generator of random numbers takes these."""
 
-_KEYS = ("models", "train", "evaluate", "layers", "seeds", "recipe", "include_path", "num_fewshot", "split_seed")
+_KEYS = (
+    *("models", "train", "evaluate", "layers", "seeds", "recipe", "include_path", "num_fewshot", "split_seed"),
+    "workers",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Plan:
         settings: How to train; layers and seed are replaced.
         prompt_format: How prompts are formatted.
         include_path: Folders with further task YAMLs.
+        workers: What cells get where they run on a cluster; changes no result.
     """
 
     models: tuple[Mapping[str, Any], ...]
@@ -75,6 +80,7 @@ class Plan:
     settings: Settings
     prompt_format: PromptFormat
     include_path: tuple[str, ...] = ()
+    workers: Workers = field(default_factory=Workers)
 
     @classmethod
     def read(cls, path: Path, models: Sequence[Mapping[str, Any]] = ()) -> Plan:
@@ -129,6 +135,7 @@ class Plan:
             settings=_settings(_given(content, "recipe", {}), content.get("split_seed", 0)),
             prompt_format=PromptFormat(num_fewshot=_count("num_fewshot", content.get("num_fewshot"), least=0)),
             include_path=tuple(_strings("include_path", content)),
+            workers=Workers.of(_given(content, "workers", {})),
         )
 
 
@@ -179,7 +186,7 @@ def _seeds(what: str, value: Any) -> tuple[int, ...]:
 def _source(name: str, selections: Any) -> tuple[TaskSelection, ...]:
     if not _NAME.fullmatch(name):
         raise TaskError(f"train: {name!r} is not a valid name; use only letters, digits and . _ + -")
-    known = {field.name for field in fields(TaskSelection)} - {"name", "development_only"}
+    known = {each.name for each in fields(TaskSelection)} - {"name", "development_only"}
     tasks = [(name, None)] if selections is None else _items(f"train: {name}", selections)
     if not tasks:
         raise TaskError(f"train: {name}: no tasks given")
@@ -222,7 +229,7 @@ def _evaluation(task: str, how: Any) -> Evaluation:
 
 
 def _settings(recipe: Any, split_seed: Any) -> Settings:
-    known = {field.name for field in fields(Settings)} - {"layers", "seed", "split_seed"}
+    known = {each.name for each in fields(Settings)} - {"layers", "seed", "split_seed"}
     if not isinstance(recipe, Mapping) or set(recipe) - known - {"name"}:
         raise TaskError(f"recipe: expected any of name, {', '.join(sorted(known))}")
     if isinstance(split_seed, bool) or not isinstance(split_seed, int):

@@ -20,7 +20,7 @@ from aft_harness.errors import ParseError, TaskError, TrainingError
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.score_store import ScoreStore
+from aft_harness.harness.score_store import AnswerStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, TrainingProgress, ignore
@@ -113,7 +113,7 @@ def strengths(
     values: Sequence[float],
     development: Sequence[TaskExamples],
     test: Test,
-    store: ScoreStore | None = None,
+    store: AnswerStore | None = None,
     on_progress: OnProgress = ignore,
 ) -> Sweep:
     """Evaluates a booster at several strengths, all in one pass, and chooses one on development documents.
@@ -136,12 +136,22 @@ def strengths(
         raise TrainingError("there is no booster to sweep")
     examples = unseen_examples([booster], development)
     refuse_overlap(test, examples)
+    variants = at_strengths(variant, values)
+    norm: Any = booster.provenance.choice_norm or "none"
+    return run(lm, variants, "strength", development, examples, test, norm, store, on_progress)
+
+
+def at_strengths(variant: Variant, values: Sequence[float]) -> list[Variant]:
+    """A variant at several multiples of its own strength, named after them."""
     stem = variant.name.removesuffix(f":{variant.strength:g}").replace(".safetensors", "")
     names = {value: f"{stem} at {variant.strength * value:g}" for value in values}
     # Strengths that differ in late digits only look alike.
-    variants = distinct([Variant(names[value], booster, variant.strength * value) for value in values])
-    norm: Any = booster.provenance.choice_norm or "none"
-    return run(lm, variants, "strength", development, examples, test, norm, store, on_progress)
+    return distinct([Variant(names[value], variant.booster, variant.strength * value) for value in values])
+
+
+def layer_file(layer: int) -> str:
+    """The file of the booster that a layer sweep trains at a layer."""
+    return f"layer-{layer:02d}.safetensors"
 
 
 def layers(
@@ -151,7 +161,7 @@ def layers(
     candidates: Sequence[int],
     folder: Path,
     test: Test,
-    store: ScoreStore | None = None,
+    store: AnswerStore | None = None,
     on_training: Callable[[int, int, TrainingProgress], None] = ignore,
     on_progress: OnProgress = ignore,
 ) -> Sweep:
@@ -178,7 +188,7 @@ def layers(
     refuse_overlap(test, [*examples, *(example for task in tasks for example in task.train)])
     variants = []
     for done, layer in enumerate(candidates):
-        path = folder / f"layer-{layer:02d}.safetensors"
+        path = folder / layer_file(layer)
         at_layer = replace(settings, layers=layer)
         booster = trained_before(path, training_identity(lm, tasks, at_layer))
         if booster is None:
@@ -200,7 +210,7 @@ def run(
     examples: Sequence[Example],
     test: Test,
     choice_norm: ChoiceNorm = "none",
-    store: ScoreStore | None = None,
+    store: AnswerStore | None = None,
     on_progress: OnProgress = ignore,
 ) -> Sweep:
     """Scores variants on development examples, chooses the best, and evaluates all of them on test documents.

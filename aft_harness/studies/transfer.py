@@ -24,7 +24,7 @@ from aft_harness.files import make_folder, write_atomically
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import Judging, TaskExamples, draw
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.score_store import ScoreStore
+from aft_harness.harness.score_store import AnswerStore, ScoreStore
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, OnTraining, ignore
 from aft_harness.results import leaderboard
@@ -71,16 +71,19 @@ class Reports:
     """Whom a study reports to.
 
     Attributes:
-        cell: Called with each cell before it starts: its number from 1, how many there are of its kind, its name.
+        cell: Called with each cell before it starts: its number from 1, how many there are of its kind, its name. On
+            workers it is called after a cell: how many are done, of how many that are known, the name of the last.
         training: Called after each optimiser step.
         evaluation: Called with how many requests are scored, and of how many.
         examples: Called once with the examples of each training task.
+        note: Called with what users should know of work that is done elsewhere: what was lost, warnings of workers.
     """
 
     cell: Callable[[int, int, str], None] = ignore
     training: OnTraining = ignore
     evaluation: OnProgress = ignore
     examples: Callable[[TaskExamples], None] = ignore
+    note: Callable[[str], None] = ignore
 
 
 class Study:
@@ -144,7 +147,7 @@ class Study:
         return booster
 
     def evaluate(
-        self, asked: Evaluation, boosters: Sequence[Booster], store: ScoreStore, on_progress: OnProgress = ignore
+        self, asked: Evaluation, boosters: Sequence[Booster], store: AnswerStore, on_progress: OnProgress = ignore
     ) -> list[dict[str, Any]]:
         """Evaluates all boosters on one task in one pass, or reads what came out where it is done already.
 
@@ -154,7 +157,7 @@ class Study:
         path = self.result(asked, boosters)
         if path.is_file():
             return list(json.loads(path.read_text(encoding="utf-8")))
-        variants = [BASELINE, *(Variant(f"booster{place}", booster) for place, booster in enumerate(boosters))]
+        variants = variants_of(boosters)
         found = evaluation.evaluate(
             self.lm,
             variants,
@@ -191,6 +194,11 @@ class Study:
             "versions": {**versions(), "aft-harness": aft_harness.__version__},
         }
         return digest(depends)
+
+
+def variants_of(boosters: Sequence[Booster]) -> list[Variant]:
+    """What an evaluation compares."""
+    return [BASELINE, *(Variant(f"booster{place}", booster) for place, booster in enumerate(boosters))]
 
 
 def run(plan: Plan, folder: Path, table: Path, reports: Reports | None = None) -> pd.DataFrame:

@@ -35,7 +35,8 @@ def kept_texts(lm: SteeredHFLM, settings: Settings, given: Sequence[str] | None)
         if given is not None:
             raise TrainingError("texts to keep need a weight; set keep")
         return []
-    return sampled_texts(lm, settings.seed) if given is None else texts_of(lm, given, settings.seed)
+    texts = sampled_texts(lm, settings.seed) if given is None else texts_of(lm, given, settings.seed)
+    return lm.processes.gathered(texts)[0]  # the same for all processes, whatever each of them would have written
 
 
 def started(lm: SteeredHFLM, settings: Settings, layers: Sequence[int], start: Booster | None) -> dict[int, Injection]:

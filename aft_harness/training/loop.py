@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from aft_harness.engine.processes import ALONE, Processes
 from aft_harness.errors import TrainingError
 from aft_harness.progress import OnTraining, TrainingProgress
 from aft_harness.training.keeping import Keeping
@@ -43,6 +44,7 @@ def run_epoch(
     gradients_are_finite: Callable[[], bool],
     on_progress: OnTraining,
     keeping: Keeping | None = None,
+    processes: Processes = ALONE,
 ) -> EpochLosses:
     """Learns from each example once, in a seeded order.
 
@@ -55,6 +57,7 @@ def run_epoch(
         gradients_are_finite: Asked before each step.
         on_progress: Called after each step.
         keeping: What the model is held to itself on, by the weight in the settings.
+        processes: Among which the examples of each step are shared; gradients and losses are their sums.
 
     Raises:
         TrainingError: The loss or a gradient is not finite.
@@ -69,17 +72,24 @@ def run_epoch(
         weight = sum(objective.examples[index].weight for index in batch)
         schedule.optimizer.zero_grad()
         batch_loss = 0.0
-        for chunk in objective.prepared.chunks(batch):
+        for chunk in objective.prepared.chunks(processes.of(batch)):
             for part in objective.losses(chunk):
                 losses = torch.stack(list(part.values()))
                 weights = torch.tensor([objective.examples[index].weight for index in part], device=losses.device)
                 loss = (losses * weights).sum() / weight
                 loss.backward()
                 batch_loss += loss.item()
+        divergence = 0.0
         if keeping is not None:
-            divergence = keeping.divergence(keeping.texts_of_step((epoch - 1) * steps + step, settings.seed))
-            (settings.keep * divergence).backward()
-            divergences.append(divergence.item())
+            texts = keeping.texts_of_step((epoch - 1) * steps + step, settings.seed)
+            turn = (processes.rank + step) % processes.count  # of few texts each process gets one now and then
+            if mine := texts[turn :: processes.count]:
+                kept = keeping.divergence(mine) * (len(mine) / len(texts))
+                (settings.keep * kept).backward()
+                divergence = kept.item()
+        batch_loss, divergence = _shared(processes, schedule.optimizer, batch_loss, divergence)
+        if keeping is not None:
+            divergences.append(divergence)
         if not math.isfinite(batch_loss) or not gradients_are_finite():
             raise TrainingError(
                 f"the loss became {batch_loss} in epoch {epoch}; lower the learning rate ({settings.lr:g})"
@@ -92,3 +102,15 @@ def run_epoch(
         done = (epoch - 1) * steps + step + 1
         on_progress(TrainingProgress(done, settings.epochs * steps, epoch, total / weight_seen))
     return EpochLosses(total / weight_seen, tuple(step_losses), tuple(divergences))
+
+
+def _shared(processes: Processes, optimiser: torch.optim.Optimizer, *losses: float) -> tuple[float, ...]:
+    """Sums gradients over all processes, and returns the sums of losses."""
+    if processes.count == 1:
+        return losses
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:  # there was nothing here for this process
+            parameter.grad = torch.zeros_like(parameter)
+    processes.add([parameter.grad for parameter in parameters])
+    return tuple(sum(each) for each in zip(*processes.gathered(losses), strict=True))

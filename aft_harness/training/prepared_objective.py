@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aft_harness.boosters.provenance import Score
+from aft_harness.engine.processes import ALONE, Processes
 from aft_harness.engine.scoring import Engine
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.training.objective import TRAINING_OBJECTIVE, Outcome, mean_score, training_objectives
@@ -126,12 +127,17 @@ class PreparedObjective:
             found[index] = self.objectives[example.task].opposed(example, part, self._references[index])
         return found
 
-    def score(self, indices: Sequence[int]) -> Score:
-        """Mean loss and accuracy, without gradient."""
+    def score(self, indices: Sequence[int], processes: Processes = ALONE) -> Score:
+        """Mean loss and accuracy, without gradient; several processes share the examples."""
         found: list[Outcome] = []
         with torch.no_grad():
-            for chunk in self.prepared.chunks(indices):
+            for chunk in self.prepared.chunks(processes.of(indices)):
                 opposed = self._opposed([index for index in chunk if self._is_bidirectional(index)])
                 for index, outcome in zip(chunk, self.outcomes(chunk), strict=True):
-                    found.append(replace(outcome, loss=outcome.loss + opposed.get(index, 0.0)))
-        return mean_score(found, [self.examples[index].weight for index in indices], TRAINING_OBJECTIVE)
+                    loss = outcome.loss + opposed.get(index, 0.0)
+                    found.append(replace(outcome, loss=loss if processes.count == 1 else loss.cpu()))
+        return mean_score(
+            processes.joined(found) if processes.count > 1 else found,
+            [self.examples[index].weight for index in indices],
+            TRAINING_OBJECTIVE,
+        )

@@ -61,6 +61,8 @@ def train(
 ) -> TrainingResult:
     """Learns a booster for `lm`'s model, which is left as it was.
 
+    Processes of `accelerate launch` share the examples of each step, and all of them learn the same booster.
+
     Args:
         lm: A model without a booster.
         tasks: Training and development examples, see `harness.examples`.
@@ -85,6 +87,8 @@ def train(
     if lm.variant.booster is not None:
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
     if settings.on_own_texts:
+        if lm.processes.count > 1:
+            raise TrainingError(f"objective {settings.objective} does not work with several processes; start one")
         return own_texts.learn(
             lm,
             tasks,
@@ -118,7 +122,7 @@ def train(
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
-            before = objective.score(watched)
+            before = objective.score(watched, lm.processes)
         residual = objective.prepared.residual(chosen, objective.train[:RESIDUAL_EXAMPLES])
         scales = {layer: optimiser.residual_scale(hidden) for layer, hidden in residual.items()}
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
@@ -128,10 +132,21 @@ def train(
             for epoch in range(1, settings.epochs + 1):
                 with clock("training"):
                     epochs.append(
-                        run_epoch(objective, objective.train, settings, schedule, epoch, finite, on_progress, keeping)
+                        run_epoch(
+                            objective,
+                            objective.train,
+                            settings,
+                            schedule,
+                            epoch,
+                            finite,
+                            on_progress,
+                            keeping,
+                            lm.processes,
+                        )
                     )
                 with clock("scoring"):
-                    scores.append(objective.score(objective.development) if objective.development else None)
+                    development = objective.development
+                    scores.append(objective.score(development, lm.processes) if development else None)
                 # Without development documents there is nothing to choose by: the last epoch is kept.
                 score = scores[-1]
                 if best is None or score is None or score.loss < best[0]:
@@ -139,7 +154,7 @@ def train(
             assert best is not None
             _, kept_epoch, kept = best
             with clock("scoring"):
-                after = scores[kept_epoch - 1] or objective.score(watched)
+                after = scores[kept_epoch - 1] or objective.score(watched, lm.processes)
         relative = relative_norms(residual, kept)
     measured: dict[str, Any] = {
         "epoch_losses": tuple(epoch.mean for epoch in epochs),

@@ -4,7 +4,8 @@ Ours and the peer run alternately in one process, on the same rows, in the same 
 and written: the median ratio of times, the largest |difference| of loglikelihoods, the share of documents on which both
 choose the same answer, and which share of the machine's measured matrix-product peak the needed operations reach: those
 on every distinct token prefix, and the head's where an answer is predicted. The works named `scaling` have no peer and
-show how our time grows with documents, few-shot examples and choices; those named `vllm` have their peer in another
+show how our time grows with documents, few-shot examples and choices; `cell-overhead` runs no model but cells that do
+nothing on two workers of a Ray cluster (the extra `ray`); those named `vllm` have their peer in another
 environment (see engines.py). Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
 
     python scripts/benchmarks/bench.py --list
@@ -26,6 +27,7 @@ import engines
 import generation
 import loglikelihoods
 import machine
+import scheduling
 import training
 import variants
 from timing import Outcome
@@ -83,6 +85,7 @@ WORKS: dict[str, Callable[[int, int], Outcome]] = {
     "arc_easy-5shot-vllm-bf16": lambda docs, reps: engines.loglikelihoods("arc_easy", 5, "bfloat16", docs // 2, reps),
     "gsm8k-generation-vllm": lambda docs, reps: engines.generation("gsm8k", 5, "float32", min(docs, 20), reps),
     "gsm8k-generation-vllm-bf16": lambda docs, reps: engines.generation("gsm8k", 5, "bfloat16", min(docs, 20), reps),
+    "cell-overhead": lambda docs, reps: scheduling.overhead(reps),
     "scaling-docs-quarter": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 4, reps),
     "scaling-docs-half": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 2, reps),
     "scaling-docs-all": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs, reps),
@@ -133,10 +136,11 @@ def row_of(work: str, outcome: Outcome, reps: int) -> dict[str, str]:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    places = ".3f" if outcome.ours >= 0.1 else ".5f"
     fraction = outcome.operations and outcome.operations / outcome.ours / machine.peak(outcome.dtype)
     cells = (
         *(work, outcome.peer, outcome.dtype, str(outcome.documents), str(outcome.batch_size)),
-        *(shown(outcome.ours, ".3f"), shown(outcome.theirs, ".3f"), shown(outcome.ratio, ".3f")),
+        *(shown(outcome.ours, places), shown(outcome.theirs, places), shown(outcome.ratio, ".3f")),
         *(shown(outcome.difference, ".1e"), shown(outcome.agreement, ".1%"), shown(fraction, ".2f")),
         *(outcome.note, str(reps), machine.processor(), torch.__version__, lm_eval.__version__),
         datetime.date.today().isoformat(),

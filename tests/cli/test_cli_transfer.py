@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,15 @@ import pytest
 import yaml
 from cli_cases import TOYS, aft, assert_refused
 from click.testing import Result
+from pool_cases import Pool, undated
 
 from aft_harness.harness import evaluation
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.results import leaderboard, table
-from aft_harness.studies import transfer
+from aft_harness.studies import ray_pool, transfer
+from aft_harness.studies.cells import Work
 from aft_harness.studies.plan import Plan
+from aft_harness.studies.workers import Place, Workers
 from aft_harness.training import train as training
 
 
@@ -126,3 +133,50 @@ def test_a_plan_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert_refused(result, 1, f"{path}: evaluate: b: expected any of")
     assert result.stderr.count("\n") == 1
     assert_refused(run(tmp_path / "nowhere.yaml", tmp_path / "work"), 2, "nowhere.yaml")
+
+
+def test_a_place_is_refused_before_anything_costs_time(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, exit_code, reason in (
+        (["--on", "slurm"], 2, "'slurm': expected ray, ray://HOST[:PORT] or local:N, such as local:2"),
+        (["--on", "local:0"], 2, "'local:0': expected ray"),
+    ):
+        assert_refused(run(plan, tmp_path / "work", *options), exit_code, reason)
+    elsewhere = ["transfer", plan, "--folder", "memory://work", "--to", tmp_path / "l.csv"]
+    assert_refused(aft(*elsewhere), 2, "memory://work: an address needs --on")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(run(plan, tmp_path / "work", "--on", "local:2"), 1, "pip install 'aft-harness[ray]'")
+    assert_refused(aft(*elsewhere, "--on", "ray://h"), 1, "ray://h needs Ray: pip install 'aft-harness[ray]'")
+
+
+def test_cells_elsewhere_make_the_same_leaderboard(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+
+    @contextmanager
+    def opened(place: Place, work: Work, workers: Workers) -> Iterator[Pool]:
+        places.append(str(place))
+        pool = Pool(work, 2)
+        yield pool
+        pool.close()
+
+    monkeypatch.setattr(Place, "check_installed", lambda self: None)
+    monkeypatch.setattr(ray_pool, "opened", opened)
+    assert run(plan, tmp_path / "here").exit_code == 0
+    there = run(plan, tmp_path / "there", "--on", "local:2")
+    assert there.exit_code == 0, there.stderr
+    assert places == ["local:2"]
+    assert undated(tmp_path / "there.csv") == undated(tmp_path / "here.csv")
+    assert "toy_choice: 23 training documents from train[0:24]" in there.stderr
+    made = aft("report", tmp_path / "there", "-o", tmp_path / "report.html")
+    assert made.exit_code == 0, made.stderr
+    # A folder elsewhere is no source of a report; the table is.
+    far = aft("transfer", plan, "--on", "ray", "--folder", f"memory://{tmp_path.name}", "--to", tmp_path / "far.csv")
+    assert far.exit_code == 0, far.stderr
+    assert far.stderr.splitlines()[-1].endswith(f"aft report {tmp_path / 'far.csv'} -o report.html")
+    assert undated(tmp_path / "far.csv") == undated(tmp_path / "here.csv")
+    broken = Plan.read(plan)
+    monkeypatch.setattr(Plan, "read", lambda path, models: replace(broken, models=({"pretrained": "no/such"},)))
+    failed = run(plan, tmp_path / "none", "--on", "local:2")
+    assert_refused(failed, 1, "1 cell failed 3 times, first load such: ")
+    assert failed.stderr.count("trying again") == 2

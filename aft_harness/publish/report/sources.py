@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 CURVE = ("step", "epoch", "loss")
 """Columns of a file of training curves; there may be `development_loss`."""
 
-ANSWERS = "answers.sqlite"
-"""Lies in the folder of a transfer study."""
+OF_STUDY = ("answers.sqlite", "study.json")
+"""One of them lies in the folder of a transfer study: the first where it ran in one process, the second on workers."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,9 @@ def _read_folder(folder: Path, found: Material, tables: _Tables) -> None:
         except BoosterError as error:  # the weights of a model, say
             tables.hits -= 1
             found.notes.append(f"left out: {reason(error).replace(str(path), path.name)}")
-    for path in _visible(folder, ANSWERS):
-        rows = [row for file in _visible(path.parent / "results", "*.json") for row in _study_rows(file)]
+    studies = {path.parent: path for name in OF_STUDY for path in _visible(folder, name)}
+    for place, path in sorted(studies.items()):
+        rows = [row for file in _visible(place / "results", "*.json") for row in _study_rows(file)]
         if rows and tables.take(path):
             tables.studies.append(rows)
     if any(True for _ in _visible(folder, "results_*.json")) and tables.take(folder):
@@ -229,5 +230,5 @@ def _add_booster(path: Path, found: Material) -> None:
 
     booster = file_format.load(path)
     if all(booster.sha256 != other.booster.sha256 for other in found.boosters):
-        of_study = exists(path.parent.parent / ANSWERS)
+        of_study = any(exists(path.parent.parent / name) for name in OF_STUDY)
         found.boosters.append(BoosterFile(path.name.removesuffix(".safetensors"), booster, of_study))

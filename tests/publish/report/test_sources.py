@@ -10,7 +10,7 @@ from report_cases import booster, row, run, sample, sweep_row, write_run, write_
 from safetensors.torch import save_file
 
 from aft_harness.errors import FileError, TaskError
-from aft_harness.publish.report.sources import ANSWERS, read
+from aft_harness.publish.report.sources import OF_STUDY, read
 from aft_harness.results.statistics import holm
 
 
@@ -61,7 +61,7 @@ def test_a_table_counts_before_the_files_of_its_study(tmp_path: Path) -> None:
     work = tmp_path / "work"
     for folder in ("results", "boosters"):
         (work / folder).mkdir(parents=True)
-    (work / ANSWERS).touch()
+    (work / OF_STUDY[0]).touch()
     (work / "results" / "a-1.json").write_text(json.dumps([row(), row(task="of an earlier plan")]))
     booster().save(work / "boosters" / "a-s0.safetensors")
     assert {each["task"] for each in read([work]).rows} == {"a", "of an earlier plan"}
