@@ -10,7 +10,7 @@ import copy
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
@@ -34,7 +34,7 @@ from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import CacheError, ModelError
 from aft_harness.harness import encoding, generation_requests
-from aft_harness.harness.batching import batches, is_sampled
+from aft_harness.harness.batching import is_sampled
 from aft_harness.harness.guarded import GuardedLM, check_scale
 from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
@@ -226,14 +226,7 @@ class SteeredHFLM(GuardedLM, HFLM):
         """As `hf`; several processes share the batches, unless texts are sampled, each from what came before."""
         if self.processes.count == 1 or any(map(is_sampled, requests)):
             return self._written(requests, disable_tqdm or self.processes.rank != 0)
-        texts: dict[int, str] = {}
-        for number, batch in enumerate(batches(requests, self, len(requests))):
-            if self.processes.part.takes(number):
-                written = self._written([requests[place] for place in batch], hidden=True)
-                texts.update(zip(batch, written, strict=True))
-        for found in self.processes.gathered(dict(texts)):
-            texts |= found
-        return [texts[place] for place in range(len(requests))]
+        return generation_requests.shared(self, requests, lambda batch: self._written(batch, hidden=True))
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """As other model types; several processes cannot write one database.
@@ -253,24 +246,8 @@ class SteeredHFLM(GuardedLM, HFLM):
         """As `hf`; texts that are decoded greedily are written side by side, see `engine/continuous.py`."""
         hidden = hidden or bool(os.environ.get("TQDM_DISABLE"))
         self.guard(requests)
-        with self.steered():
-            groups = generation_requests.side_by_side(self, requests) if self.packing else []
-        rest = sorted(set(range(len(requests))) - {place for group in groups for place in group.places})
-        texts: dict[int, str] = {}
-        if rest:
-            texts |= zip(rest, super().generate_until([requests[place] for place in rest], hidden), strict=True)
-        count = len(requests) - len(rest)
-        bar = tqdm(total=count, disable=hidden or not count, desc="Running generate_until requests")
-
-        def record(place: int, text: str) -> None:
-            self.cache_hook.add_partial("generate_until", requests[place].args, text)
-            texts[place] = text
-            bar.update(1)
-
-        with bar, self.steered():
-            for group in groups:
-                group.write(self, record)
-        return [texts[place] for place in range(len(requests))]
+        as_hf = partial(super().generate_until, disable_tqdm=hidden)
+        return generation_requests.written(self, requests, as_hf, hidden=hidden)
 
     def rows_at_once(self) -> int:
         """The batch size; where it is to be found automatically, it is found."""
