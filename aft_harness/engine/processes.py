@@ -6,7 +6,7 @@ Knows torch's process groups. Knows nothing of what is shared.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,6 +61,10 @@ class Processes:
         found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, value)
         return found
+
+    def merged(self, found: Mapping[int, T]) -> dict[int, T]:
+        """What all processes found, by place."""
+        return {place: value for share in self.gathered(dict(found)) for place, value in share.items()}
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Sums tensors over all processes, in place."""

@@ -110,6 +110,11 @@ class Engine:
         return self.forward_pass.packed
 
     @property
+    def alone(self) -> bool:
+        """Whether the model takes one row a pass only, see `Probe`."""
+        return self.probe.alone
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
         return self.forward_pass.dtype
@@ -142,15 +147,14 @@ class Engine:
         """
         self.compare_lengths(requests)
         known = set(known)
-        results: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(requests) for _ in steerings]
+        results: list[dict[int, tuple[float, bool]]] = [{} for _ in steerings]
         remaining = set(range(len(requests)))
         with torch.no_grad():
             while True:
                 for number, batch in enumerate(self._batches(requests, sorted(remaining), max_tokens)):
-                    members = _members(batch)
+                    members, mine = _members(batch), part.takes(number)
                     if known.issuperset(members):
                         continue
-                    mine = part.takes(number)
                     if not mine and (not self.packed or self.agrees(batch, requests)):
                         remaining.difference_update(members)
                         continue
@@ -160,12 +164,11 @@ class Engine:
                     members = scored[0].members
                     found = [_pairs(scores) for scores in scored]
                     for result, pairs in zip(results, found, strict=True):
-                        for member, pair in zip(members, pairs, strict=True):
-                            result[member] = pair
+                        result.update(zip(members, pairs, strict=True))
                     remaining.difference_update(members)
                     on_scored(members, found)
                 else:
-                    return results
+                    return [[result.get(place, (0.0, False)) for place in range(len(requests))] for result in results]
 
     def compare_lengths(self, requests: Sequence[Request]) -> None:
         """Tries the longest of some requests beside the shortest, see `Probe.compare_lengths`."""
@@ -181,7 +184,7 @@ class Engine:
         if self.packed:
             width = trie.choose_width(max_tokens, attention_cost=self.forward_pass.attention_cost)
         rows = [replace(row, members=tuple(indices[member] for member in row.members)) for row in trie.rows(width)]
-        return batches(rows, 1 if self.probe.alone else max_tokens)
+        return batches(rows, 1 if self.alone else max_tokens)
 
     def _score_steered(
         self,
@@ -303,8 +306,7 @@ class Engine:
             return self._score_steered(batch, requests, steerings, softmax_dtype)
 
         def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
-            packed = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
-            plain = self.plain()
+            packed, plain = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True)), self.plain()
             for member in members:
                 request = requests[member]
                 (((alone, _),),) = plain.loglikelihoods(

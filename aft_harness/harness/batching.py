@@ -14,17 +14,19 @@ from lm_eval.models.utils import Collator
 KEPT_AT_ONCE = 16
 """Texts that are generated before they are stored, where the batch size is found automatically."""
 
+_BATCHES_A_CALL = 4
+"""Batches of one call, after which texts are stored; within it, waiting texts take the place of finished ones."""
 
-def batches(requests: Sequence[Instance], lm: Any, automatic: int, together: int = 1) -> Iterator[list[int]]:
-    """The places of requests, in the order in which `hf` generates, whose batches are whole in each call's.
+
+def batches(requests: Sequence[Instance], lm: Any, automatic: int) -> Iterator[list[int]]:
+    """The places of requests, a call's together, in the order in which `hf` generates: its batches are whole.
 
     Args:
         requests: What is asked.
         lm: The model type.
         automatic: Requests of a call where the batch size is found automatically, which every call does anew.
-        together: Batches of one call otherwise.
     """
-    size = together * int(lm.batch_size) if lm.batch_size != "auto" else automatic
+    size = _BATCHES_A_CALL * int(lm.batch_size) if lm.batch_size != "auto" else automatic
     ordered = Collator(
         [(place, *request.args) for place, request in enumerate(requests)],
         sort_fn=lambda asked: (-len(lm.tok_encode(asked[1])), asked[1]),

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from tqdm import tqdm
 
 from aft_harness.engine.generation import StopStrings, is_greedy, plain_ends
 from aft_harness.engine.text_batch import Manner, Prompt, Written
 from aft_harness.errors import TaskError
-from aft_harness.harness.batching import batches
 
 if TYPE_CHECKING:
     from aft_harness.harness.model import SteeredHFLM
@@ -149,51 +147,3 @@ def side_by_side(lm: SteeredHFLM, requests: Sequence[Instance]) -> list[Group]:
         if all(prompt.tokens for prompt in prompts) and lm.writer.writes(prompts):
             groups.append(Group(tuple(members), asked, tuple(prompts)))
     return groups
-
-
-def written(
-    lm: SteeredHFLM, requests: list[Instance], as_hf: Callable[[list[Instance]], list[str]], *, hidden: bool
-) -> list[str]:
-    """The texts of requests: side by side where the engine answers them.
-
-    Args:
-        lm: The model, whose steering is used.
-        requests: What is asked.
-        as_hf: Answers the others.
-        hidden: Whether no bar is shown.
-    """
-    with lm.steered():
-        groups = side_by_side(lm, requests) if lm.packing else []
-    rest = sorted(set(range(len(requests))) - {place for group in groups for place in group.places})
-    texts: dict[int, str] = {}
-    if rest:
-        texts |= zip(rest, as_hf([requests[place] for place in rest]), strict=True)
-    count = len(requests) - len(rest)
-    bar = tqdm(total=count, disable=hidden or not count, desc="Running generate_until requests")
-
-    def record(place: int, text: str) -> None:
-        lm.cache_hook.add_partial("generate_until", requests[place].args, text)
-        texts[place] = text
-        bar.update(1)
-
-    with bar, lm.steered():
-        for group in groups:
-            group.write(lm, record)
-    return [texts[place] for place in range(len(requests))]
-
-
-def shared(lm: SteeredHFLM, requests: Sequence[Instance], write: Callable[[list[Instance]], list[str]]) -> list[str]:
-    """The texts of requests whose batches several processes share; each of them gets all texts.
-
-    Args:
-        lm: The model, whose processes they are.
-        requests: What is asked.
-        write: Answers a batch.
-    """
-    texts: dict[int, str] = {}
-    for number, batch in enumerate(batches(requests, lm, len(requests))):
-        if lm.processes.part.takes(number):
-            texts.update(zip(batch, write([requests[place] for place in batch]), strict=True))
-    for found in lm.processes.gathered(dict(texts)):
-        texts |= found
-    return [texts[place] for place in range(len(requests))]

@@ -10,13 +10,12 @@ import copy
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 import transformers
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
@@ -29,18 +28,18 @@ from aft_harness.engine.continuous import Writer
 from aft_harness.engine.decoder import check_causal, decoder_layers, input_device
 from aft_harness.engine.identity import identify
 from aft_harness.engine.part import WHOLE, Part
-from aft_harness.engine.processes import ALONE, Processes
+from aft_harness.engine.processes import Processes
 from aft_harness.engine.scoring import Engine, OnScored, Request
 from aft_harness.engine.steering import Steering
-from aft_harness.errors import CacheError, ModelError
+from aft_harness.errors import ModelError
 from aft_harness.harness import encoding, generation_requests
-from aft_harness.harness.batching import is_sampled
-from aft_harness.harness.guarded import GuardedLM, check_scale
+from aft_harness.harness.guarded import check_scale
 from aft_harness.harness.identity import answer_settings
 from aft_harness.harness.loading import load_as_hf, shown
+from aft_harness.harness.sharing import SharedLM
 
 
-class SteeredHFLM(GuardedLM, HFLM):
+class SteeredHFLM(SharedLM, HFLM):
     """lm-eval's `hf` with the additional arguments `vector=` and `scale=`; without `vector=` it is the paired baseline.
 
     The booster is attached only during a forward pass or a generation, so a model object that the caller passed in
@@ -50,7 +49,6 @@ class SteeredHFLM(GuardedLM, HFLM):
         variant: The variant that this object's methods evaluate; for others see `with_variant` and `score_variants`.
         base_model: Identity of the model, independent of its location.
         engine: Runs the model.
-        processes: Those of `accelerate launch`, which share the passes: each knows all answers in the end.
         writer: Writes texts with it.
     """
 
@@ -90,11 +88,8 @@ class SteeredHFLM(GuardedLM, HFLM):
             raise ModelError(f"{shown(pretrained)} is not a causal language model but {self.backend}")
         check_causal(self.model)
         # Processes of tensor parallelism are one model, and a loaded model belongs to whoever loaded it.
-        several = isinstance(pretrained, str) and kwargs.get("tp_plan") is None
-        self.processes: Processes = Processes.present() if several else ALONE
-        if self.processes.count > 1:
-            # lm-eval would deal out documents, and only where it sees several GPUs; here they share the passes of all.
-            self._rank, self._world_size = 0, 1
+        if isinstance(pretrained, str) and kwargs.get("tp_plan") is None:
+            self.join(Processes.present())
         if self.device.type == "meta":  # offloaded: where its first weight lies is not where it runs
             self._device = input_device(self.model)
         self.layers_path = layers_path
@@ -216,38 +211,35 @@ class SteeredHFLM(GuardedLM, HFLM):
 
         with bar:
             self._score(encoded, [self._steering], record, override_bs, part=self.processes.part)
-            for found in self.processes.gathered(dict(scored)):
-                scored |= found
+            scored |= self.processes.merged(scored)
             if len(scored) < len(requests):  # laid out in another way by another process
                 self._score(encoded, [self._steering], record, override_bs, known=list(scored))
         return [scored[place] for place in range(len(requests))]
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As `hf`; several processes share the batches, unless texts are sampled, each from what came before."""
-        if self.processes.count == 1 or any(map(is_sampled, requests)):
-            return self._written(requests, disable_tqdm or self.processes.rank != 0)
-        return generation_requests.shared(self, requests, lambda batch: self._written(batch, hidden=True))
-
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """As other model types; several processes cannot write one database.
-
-        Raises:
-            CacheError: They were asked to, or another model or booster wrote the database.
-        """
-        if self.processes.count > 1 and cache_hook.dbdict is not None:
-            raise CacheError("--use_cache does not work with several processes; leave it out, or start one process")
-        super().set_cache_hook(cache_hook)
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._steering or nullcontext():
             return super()._model_call(*args, **kwargs)
 
-    def _written(self, requests: list[Instance], hidden: bool) -> list[str]:
+    def written(self, requests: list[Instance], hidden: bool) -> list[str]:
         """As `hf`; texts that are decoded greedily are written side by side, see `engine/continuous.py`."""
-        hidden = hidden or bool(os.environ.get("TQDM_DISABLE"))
-        self.guard(requests)
-        as_hf = partial(super().generate_until, disable_tqdm=hidden)
-        return generation_requests.written(self, requests, as_hf, hidden=hidden)
+        with self.steered():
+            groups = generation_requests.side_by_side(self, requests) if self.packing else []
+        rest = sorted(set(range(len(requests))) - {place for group in groups for place in group.places})
+        texts: dict[int, str] = {}
+        if rest:
+            texts |= zip(rest, HFLM.generate_until(self, [requests[place] for place in rest], hidden), strict=True)
+        count = len(requests) - len(rest)
+        bar = tqdm(total=count, disable=hidden or not count, desc="Running generate_until requests")
+
+        def record(place: int, text: str) -> None:
+            self.cache_hook.add_partial("generate_until", requests[place].args, text)
+            texts[place] = text
+            bar.update(1)
+
+        with bar, self.steered():
+            for group in groups:
+                group.write(self, record)
+        return [texts[place] for place in range(len(requests))]
 
     def rows_at_once(self) -> int:
         """The batch size; where it is to be found automatically, it is found."""

@@ -26,9 +26,6 @@ from aft_harness.progress import OnProgress
 SteeredLM = SteeredHFLM | SteeredGgufLM
 """The model types that are evaluated under several variants at once."""
 
-_BATCHES_A_CALL = 4
-"""Batches of one call, after which texts are stored; within it, waiting texts take the place of finished ones."""
-
 
 class SharedPass:
     """Scores each request under all variants when the first of them asks for it."""
@@ -139,7 +136,7 @@ class SharedPass:
         done = 0
         whole = self._part == WHOLE
         for number, batch in enumerate(
-            batches(requests, lm, KEPT_AT_ONCE if self._store is not None else len(requests), _BATCHES_A_CALL)
+            batches(requests, lm, KEPT_AT_ONCE if self._store is not None else len(requests))
         ):
             # A sample that one worker drew is of no use to another.
             mine = whole or (self._part.takes(number) and not keys.keys().isdisjoint(batch))

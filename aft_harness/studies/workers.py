@@ -98,7 +98,7 @@ class Workers:
 
 
 DOCUMENTS = 256
-WRITTEN = 32
+WRITTEN = 64
 
 SHARES_A_WORKER = 2
 """Shares of one evaluation, at most, for each worker: each lays out the requests of all of it."""

@@ -188,7 +188,7 @@ class PreparedExamples:
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
-        tokens = 1 if self._engine.probe.alone else TOKENS_PER_PASS
+        tokens = 1 if self._engine.alone else TOKENS_PER_PASS
         for batch in rows_module.batches([row for row, _ in groups], tokens, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 

@@ -88,7 +88,7 @@ def train(
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
     if settings.on_own_texts:
         if lm.processes.count > 1:
-            raise TrainingError(f"objective {settings.objective} does not work with several processes; start one")
+            raise TrainingError(f"the objective {settings.objective} is trained by one process; start it alone")
         return own_texts.learn(
             lm,
             tasks,

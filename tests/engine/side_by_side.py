@@ -15,8 +15,8 @@ import torch
 from lm_eval.__main__ import cli_evaluate
 
 import aft_harness as aft
+from aft_harness.engine.continuous import Writer
 from aft_harness.engine.scoring import Engine
-from aft_harness.harness.model import SteeredHFLM
 
 
 def train(model: str, tasks: str) -> tuple[Any, list[list[float]]]:
@@ -49,7 +49,7 @@ def train(model: str, tasks: str) -> tuple[Any, list[list[float]]]:
 def evaluate(model: str, tasks: str, vector: str, folder: Path) -> dict[str, int]:
     """Runs the stock command, and counts the requests and texts that this process runs."""
     counts = {"requests": 0, "texts": 0}
-    score, generate = Engine.loglikelihoods, SteeredHFLM._model_generate
+    score, write = Engine.loglikelihoods, Writer.write
 
     def requests(self: Engine, asked: Any, most: int, *, on_scored: Any = None, **options: Any) -> Any:
         if on_scored is None:  # what a model is able to do is found out by each process
@@ -61,12 +61,12 @@ def evaluate(model: str, tasks: str, vector: str, folder: Path) -> dict[str, int
 
         return score(self, asked, most, on_scored=record, **options)
 
-    def texts(self: Any, context: Any, *arguments: Any, **options: Any) -> Any:
-        counts["texts"] += len(context)
-        return generate(self, context, *arguments, **options)
+    def texts(self: Any, prompts: Any, *arguments: Any, **options: Any) -> Any:
+        counts["texts"] += len(prompts)
+        return write(self, prompts, *arguments, **options)
 
-    patched: Any = (Engine, SteeredHFLM)
-    patched[0].loglikelihoods, patched[1]._model_generate = requests, texts
+    patched: Any = (Engine, Writer)
+    patched[0].loglikelihoods, patched[1].write = requests, texts
     sys.argv = ["lm_eval", "--model", "steered-hf", "--model_args", f"pretrained={model},vector={vector}"]
     sys.argv += ["--tasks", "toy_choice,toy_text,toy_rolling", "--include_path", tasks, "--batch_size", "2"]
     sys.argv += ["--device", "cpu", "--log_samples", "--output_path", str(folder / "results")]
