@@ -14,6 +14,7 @@ from aft_harness.cli.options import (
     check_model,
     format_option,
     model_options,
+    opened_for_evaluation,
     opened_model,
     prompt_format,
     prompt_options,
@@ -83,7 +84,7 @@ def strengths(
         test = _test(drawing, testing, prompting)
         assert test.source is not None
         selected = test.source.select(chosen)
-        with opened_model(model) as lm:
+        with opened_for_evaluation(model) as lm:
             drawn = [examples_of(*each, lm, test.prompt_format, drawing["split_seed"]) for each in selected]
             for examples in drawn:
                 note_examples(examples)
