@@ -93,8 +93,8 @@ def check_one_by_one(reader: Reader, tokens: Sequence[int], tolerance: float) ->
     if not worst <= tolerance:  # what is not a number must fail, too
         raise ModelError(
             "llama.cpp gives other results for tokens that are read together than for the same tokens one by one "
-            f"(their probabilities diverge by {worst:.2g} nats): its kernels for this CPU or GPU cannot be trusted with "
-            "this file; try repack=off, flash_attn=off or n_gpu_layers=0"
+            f"(their probabilities diverge by {worst:.2g} nats): its kernels for this CPU or GPU cannot be trusted "
+            "with this file; try repack=off, flash_attn=off or n_gpu_layers=0"
         )
 
 

