@@ -41,7 +41,7 @@ FAR, EQUAL = 1e-3, 0.995
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(min=8), help="Documents of a comparison.")
-@click.option("--gain-limit", default=1000, show_default=True, help="Documents of ARC-Easy that the gain is taken of.")
+@click.option("--gain-limit", default=500, show_default=True, help="Documents of ARC-Easy that the gain is taken of.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
