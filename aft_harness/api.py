@@ -22,15 +22,13 @@ from aft_harness.files import make_folder
 from aft_harness.harness import evaluation
 from aft_harness.harness.evaluation import VariantResults
 from aft_harness.harness.examples import Judging, TaskExamples, examples_of
-from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
 from aft_harness.harness.judge import Judge, imported
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.opening import Model, opened
+from aft_harness.harness.opening import Model, opened, opened_for_evaluation
 from aft_harness.harness.pair_examples import draw_pairs, evaluated_pairs
 from aft_harness.harness.pair_sources import Pairs, read_all, refuse_same_names
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat, TaskSelection, task_names
-from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.harness.tasks import Tasks
 from aft_harness.progress import OnProgress, OnTraining, TrainingProgress, ignore
 from aft_harness.results import leaderboard, table
@@ -233,7 +231,7 @@ def evaluate(
     ids = Slice.parse(docs) if isinstance(docs, str) else docs
     if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
         raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
-    with _evaluated(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
+    with opened_for_evaluation(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
         for each in given:
             if not isinstance(lm, SteeredHFLM):
                 raise ModelError(f"{model}: pairs cannot be evaluated with a GGUF file")
@@ -294,17 +292,6 @@ def transfer(
     if not is_local(folder):
         raise FileError(f"{folder}: only studies with on= can be kept there; on='local:1' runs on this machine")
     return transfer_study.run(plan, make_folder(Path(folder)), rows, reports)
-
-
-@contextmanager
-def _evaluated(model: Model, tokenizer: Any, **model_args: Any) -> Iterator[SteeredLM]:
-    """Opens a model for evaluation, which GGUF files are, too."""
-    if is_gguf(model):
-        further = {} if tokenizer is None else {"tokenizer": tokenizer}
-        yield SteeredGgufLM(str(model), **further, **model_args)
-        return
-    with opened(model, tokenizer, **model_args) as lm:
-        yield lm
 
 
 @contextmanager

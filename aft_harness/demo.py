@@ -127,38 +127,45 @@ def _build(gguf: Path, folder: Path) -> None:
 TASK = "gsm8k_easy"
 
 
-def run(output: Path) -> None:
+def gguf_file() -> Path:
+    """The file that the embedded model comes in.
+
+    Raises:
+        ModelError: Its package is missing, or llama-cpp-python is, which runs it.
+    """
+    from aft_harness.engine.llama_library import library
+
+    library()
+    return _gguf_file()
+
+
+def run(output: Path, *, gguf: bool = False) -> None:
     """Trains a booster for the embedded model, evaluates it with the stock lm_eval, and prints the paired result.
 
     Every step is a command that is printed before it runs, so that it can be repeated by hand.
 
     Args:
         output: Folder for the booster and lm-eval's results; made when it is not there.
+        gguf: Whether the booster is evaluated on the GGUF file that the model comes in.
 
     Raises:
-        ModelError: The embedded model's package is missing.
+        ModelError: The embedded model's package is missing, or what runs its file.
         TrainingError: A step failed; its own message stands above.
     """
     from aft_harness.harness.suites import folder
     from aft_harness.results.pairing import compare_samples, read_samples
 
     model, tasks, booster = str(model_folder()), str(folder()), output / "gsm8k_easy.safetensors"
+    evaluated = f"pretrained={model},dtype=float32"
+    training = ["--model", model, "--tasks", TASK, "--include-path", tasks, *TRAINING]
+    training += ["--output", str(booster), "--overwrite"]
+    if gguf:
+        evaluated = f"pretrained={gguf_file()}"
+        training += ["--layers", "1-"]  # llama.cpp cannot steer layer 0
     output.mkdir(parents=True, exist_ok=True)
-    training = [
-        "--model",
-        model,
-        "--tasks",
-        TASK,
-        "--include-path",
-        tasks,
-        *TRAINING,
-        "--output",
-        str(booster),
-        "--overwrite",
-    ]
     _step("aft-train", [sys.executable, "-m", "aft_harness", "train"], training)
     for name, vector in (("baseline", ""), ("steered", f",vector={booster}")):
-        evaluation = ["--model", "steered-hf", "--model_args", f"pretrained={model},dtype=float32{vector}"]
+        evaluation = ["--model", "steered-gguf" if gguf else "steered-hf", "--model_args", f"{evaluated}{vector}"]
         evaluation += ["--tasks", TASK, "--include_path", tasks, "--batch_size", "16"]
         evaluation += ["--output_path", str(output / name), "--log_samples"]
         _step("lm_eval", [sys.executable, "-m", "lm_eval", "run"], evaluation)

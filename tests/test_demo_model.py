@@ -239,3 +239,24 @@ def test_default_cache(
 def test_a_step_of_the_tour_that_fails_ends_it() -> None:
     with pytest.raises(TrainingError, match="aft-train failed with exit code 3"):
         demo._step("aft-train", [sys.executable, "-c", "raise SystemExit(3)"], [])
+
+
+def test_the_tour_on_the_file_steers_no_layer_that_llama_cpp_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps: list[list[str]] = []
+
+    def step(name: str, command: list[str], arguments: list[str]) -> None:
+        steps.append(arguments)
+        if len(steps) == 3:
+            raise TrainingError("enough")
+
+    monkeypatch.setattr(demo, "_step", step)
+    monkeypatch.setattr(demo, "model_folder", lambda: Path("checkpoint"))
+    monkeypatch.setattr(demo, "gguf_file", lambda: Path("model.gguf"))
+    with pytest.raises(TrainingError, match="enough"):
+        demo.run(tmp_path, gguf=True)
+    training, baseline, steered = steps
+    assert training[training.index("--model") + 1] == "checkpoint" and training[-2:] == ["--layers", "1-"]
+    assert baseline[:4] == ["--model", "steered-gguf", "--model_args", "pretrained=model.gguf"]
+    assert steered[3] == f"pretrained=model.gguf,vector={tmp_path / 'gsm8k_easy.safetensors'}"

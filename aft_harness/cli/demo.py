@@ -38,13 +38,16 @@ def demo_model() -> None:
 
 @main.command("demo", context_settings=CONTEXT)
 @click.option("--output", default="demo", show_default=True, metavar="FOLDER", help="Folder for the results.")
-def demo(output: str) -> None:
+@click.option("--gguf", is_flag=True, help="Evaluate on the GGUF file that the model comes in (needs the extra gguf).")
+def demo(output: str, gguf: bool) -> None:
     """Train and evaluate a booster for the demo model.
 
     The evaluation uses the stock lm_eval; the paired result is printed, and a report is made to look at.
     """
-    from aft_harness.demo import model_folder, run
+    from aft_harness.demo import gguf_file, model_folder, run
 
     with quiet(hub=False):
         model_folder()
-    run(Path(output))  # outside of it: its steps are commands of their own, with bars of their own
+        if gguf:
+            gguf_file()
+    run(Path(output), gguf=gguf)  # outside of it: its steps are commands of their own, with bars of their own

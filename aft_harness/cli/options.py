@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from aft_harness.harness.model import SteeredHFLM
+    from aft_harness.harness.shared_pass import SteeredLM
 
 _Command = Callable[..., Any]
 
@@ -268,6 +269,14 @@ def model_arguments(values: Mapping[str, Any], batch_size: int | str = 16) -> tu
     if values["device"]:
         arguments["device"] = values["device"]
     return values["model"], arguments
+
+
+def opened_for_evaluation(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredLM]:
+    """Loads the model, which may be a GGUF file, see `opening.opened_for_evaluation`."""
+    from aft_harness.harness.opening import opened_for_evaluation
+
+    model, arguments = model_arguments(values, batch_size)
+    return opened_for_evaluation(model, **arguments)
 
 
 def opened_model(values: Mapping[str, Any], batch_size: int | str = 16) -> AbstractContextManager[SteeredHFLM]:

@@ -15,6 +15,7 @@ from aft_harness.cli.options import (
     format_option,
     model_arguments,
     model_options,
+    opened_for_evaluation,
     opened_model,
     place_option,
     prompt_format,
@@ -94,7 +95,7 @@ def strengths(
             return
         assert test.source is not None
         selected = test.source.select(chosen)
-        with opened_model(model) as lm:
+        with opened_for_evaluation(model) as lm:
             drawn = [examples_of(*each, lm, test.prompt_format, drawing["split_seed"]) for each in selected]
             for examples in drawn:
                 note_examples(examples)

@@ -24,6 +24,13 @@ from aft_harness.studies.workers import Place
 )
 @click.option("--dtype", default="auto", show_default=True, help="Data type of their weights.")
 @click.option(
+    "--gguf",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    help="GGUF file of the model, on which its boosters are evaluated, too; may be repeated.",
+)
+@click.option(
     "--train", "sources", multiple=True, metavar="T[+T...]", help="Training tasks of one booster; may be repeated."
 )
 @click.option("--evaluate", "tasks", multiple=True, metavar="T[=A:B]", help="Task to evaluate on; may be repeated.")
@@ -61,6 +68,7 @@ def transfer(
     form: str,
     models: tuple[str, ...],
     dtype: str,
+    files: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train boosters on some tasks and evaluate them on others.
@@ -80,7 +88,12 @@ def transfer(
         why = "--dry-run looks into folders of this machine only" if dry_run else "an address needs --on"
         raise click.BadParameter(f"{folder}: {why}", param_hint="'--folder'")
     resumable(context, folder)
-    arguments = [{"pretrained": model, "dtype": dtype, "batch_size": 16} for model in models]
+    if files and len(models) != 1:
+        raise click.UsageError("--gguf needs one --model: the checkpoint that the file was made from")
+    further = (
+        {"files": [{"pretrained": str(Path(file).absolute()), "batch_size": 16} for file in files]} if files else {}
+    )
+    arguments = [{"pretrained": model, "dtype": dtype, "batch_size": 16, **further} for model in models]
     study = Plan.read(plan, arguments) if plan else _from_options(models=arguments, **options)
     with quiet():
         from aft_harness import api
@@ -108,10 +121,10 @@ def _print_estimates(study: Plan, folder: Path) -> None:
     from aft_harness.studies.cost import estimates
     from aft_harness.studies.transfer import Study
 
-    for arguments in study.models:
+    for arguments, files in zip(study.models, study.files, strict=True):
         lm = SteeredHFLM(**arguments)
         total = 0.0
-        for estimate in estimates(Study(lm, study, folder)):
+        for estimate in estimates(Study(lm, study, folder, files)):
             total += estimate.seconds or 0.0
             seconds = estimate.seconds
             click.echo(f"{estimate.cell:<56}{'done' if seconds is None else f'about {duration(seconds)}'}")

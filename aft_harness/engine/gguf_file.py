@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 from typing import NamedTuple
 
 from aft_harness.errors import BoosterError
@@ -51,6 +52,11 @@ _ENTRIES = 2**24
 """Of metadata or of tensors, at most: more than any model has."""
 
 Scalar = str | int | float | bool
+
+
+def is_gguf(model: object) -> bool:
+    """Whether a model is named by a GGUF file."""
+    return isinstance(model, str | Path) and str(model).lower().endswith(".gguf")
 
 
 class GgufError(BoosterError):

@@ -22,7 +22,8 @@ from aft_harness.engine.llama_library import checked_file, complaint, heard, lib
 from aft_harness.engine.llama_vocabulary import Vocabulary
 from aft_harness.errors import ModelError
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
+CACHE_TYPES = tuple(_TYPES)
 """What llama.cpp keeps keys and values in."""
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 SEQUENCES = 128
@@ -46,7 +47,8 @@ class LlamaSettings:
         type_k: What keys are kept in; None means f32 for a file in float32, and f16 otherwise.
         type_v: The same for values.
         n_batch: Tokens that go through the model together.
-        repack: Whether llama.cpp may lay weights out anew for this CPU. Where it has AMX, some releases crash on that.
+        repack: Whether llama.cpp may lay weights out anew for this CPU; None means yes, unless it was built for AMX,
+            where some releases crash on that.
     """
 
     n_threads: int
@@ -54,8 +56,8 @@ class LlamaSettings:
     flash_attn: str | None = None
     type_k: str | None = None
     type_v: str | None = None
-    n_batch: int = 512
-    repack: bool = False
+    n_batch: int = 256
+    repack: bool | None = None
 
 
 class Llama:
@@ -77,6 +79,7 @@ class Llama:
         type_v: What values are kept in.
         on_gpu: Whether layers run on a GPU.
         flash_attn: `auto`, `on` or `off`.
+        repack: Whether llama.cpp may lay weights out anew.
     """
 
     _context: Any
@@ -100,7 +103,8 @@ class Llama:
             )
         parameters.n_gpu_layers = (_ALL_LAYERS if offloads else 0) if layers is None else layers
         self.on_gpu = parameters.n_gpu_layers != 0
-        parameters.use_extra_bufts = settings.repack
+        self.repack = settings.repack if settings.repack is not None else b"AMX" not in lib.llama_print_system_info()
+        parameters.use_extra_bufts = self.repack
         heard()
         self._model = lib.llama_model_load_from_file(os.fsencode(self.path), parameters)
         if not self._model:
@@ -185,9 +189,7 @@ class Llama:
         settings.n_seq_max, settings.kv_unified, settings.swa_full = SEQUENCES, True, True
         settings.n_threads = settings.n_threads_batch = self.settings.n_threads
         settings.flash_attn_type = FLASH_ATTENTION[self.flash_attn]
-        settings.type_k, settings.type_v = (
-            getattr(lib, f"GGML_TYPE_{name.upper()}") for name in (self.type_k, self.type_v)
-        )
+        settings.type_k, settings.type_v = _TYPES[self.type_k], _TYPES[self.type_v]
         settings.no_perf = True
         heard()
         self._context = lib.llama_init_from_model(self._model, settings)

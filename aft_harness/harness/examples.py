@@ -144,7 +144,7 @@ def draw(
 
     Args:
         selections: Which documents of which tasks; a name alone takes the defaults.
-        lm: A `SteeredHFLM`, for tokens and the chat template.
+        lm: A model type of ours, for tokens and the chat template.
         prompt_format: How the prompts are formatted.
         source: Where tasks are found.
         split_seed: Seed of the documents' order.
@@ -174,7 +174,7 @@ def examples_of(
     Args:
         selection: Which documents.
         task: The task object of lm-eval.
-        lm: A `SteeredHFLM`, for tokens and the chat template.
+        lm: A model type of ours, for tokens and the chat template.
         prompt_format: How the prompts are formatted.
         split_seed: Seed of the order.
         judging: Of texts that the model will write itself, in place of an answer to learn.

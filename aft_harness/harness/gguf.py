@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 from aft_harness.boosters import references
@@ -207,7 +206,7 @@ class SteeredGgufLM(GuardedLM, GgufLM):
         return {
             "flash_attn": self.model.flash_attn,
             "n_batch": str(how.n_batch),
-            "repack": str(how.repack),
+            "repack": str(self.model.repack),
             "type_k": self.model.type_k,
             "type_v": self.model.type_v,
             "add_bos_token": str(self.add_bos_token),
@@ -220,8 +219,3 @@ class SteeredGgufLM(GuardedLM, GgufLM):
             "packing": str(self._packing),
             "tokenizer": self.tokenizer.identity,
         }
-
-
-def is_gguf(model: object) -> bool:
-    """Whether a model is named by a GGUF file."""
-    return isinstance(model, str | Path) and str(model).lower().endswith(".gguf")

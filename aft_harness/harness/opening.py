@@ -1,6 +1,6 @@
-"""Opening a model by what a user calls it: a hub id, a folder, or a loaded model, which is left as it was.
+"""Opening a model by what a user calls it: a hub id, a folder, a GGUF file, or a loaded model, which is left as it was.
 
-Knows `steered-hf` and how a loaded model is handed to it.
+Knows the model types `steered-hf` and `steered-gguf`, and how a loaded model is handed over.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 from torch import nn
 
 from aft_harness.engine.decoder import input_device
+from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.errors import ModelError
-from aft_harness.harness.gguf import is_gguf
+from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.shared_pass import SteeredLM
 
 Model = str | Path | nn.Module
 """A hub id, a folder, or a loaded transformers model."""
@@ -53,3 +55,23 @@ def opened(
     finally:
         for module, training_mode in modes:
             module.training = training_mode
+
+
+@contextmanager
+def opened_for_evaluation(model: Model, tokenizer: Any = None, **model_args: Any) -> Iterator[SteeredLM]:
+    """Opens a model that nothing is learned from, which a GGUF file may be, too.
+
+    Args:
+        model: A hub id, a folder, a loaded model, or a `.gguf` file.
+        tokenizer: Tokenizer of a loaded model; of a file, the checkpoint whose tokenizer must make the same tokens.
+        **model_args: See `opened`; of a file, the arguments of `--model steered-gguf`.
+
+    Raises:
+        ModelError: The model cannot be loaded or steered.
+    """
+    if is_gguf(model):
+        further = {} if tokenizer is None else {"tokenizer": tokenizer}
+        yield SteeredGgufLM(str(model), **further, **model_args)
+        return
+    with opened(model, tokenizer, **model_args) as lm:
+        yield lm

@@ -17,6 +17,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig
 
+from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.engine.llama_library import checked_file
 from aft_harness.errors import ModelError, ParseError
 from aft_harness.text import printable
@@ -63,7 +64,7 @@ def check(pretrained: str, arguments: Mapping[str, Any], booster: Booster | None
     Raises:
         AftError: One line says what is wrong.
     """
-    if pretrained.lower().endswith(".gguf"):
+    if is_gguf(pretrained):
         checked_file(pretrained)
         return None
     _check_device(arguments.get("device"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from aft_harness.errors import FileError
+from aft_harness.errors import FileError, StudyError
 from aft_harness.results import leaderboard
 from aft_harness.studies import ray_pool
 from aft_harness.studies.cells import Finished, Work
@@ -43,6 +43,8 @@ def transfer(plan: Plan, folder: str | Path, table: Path, place: Place, reports:
         StudyError: Ray or a cluster is not there, or cells failed; all others are done then.
         FileError: The folder or the leaderboard cannot be written.
     """
+    if any(plan.files):
+        raise StudyError("GGUF files are evaluated on one machine; run the study without workers, or leave out 'files'")
     storage = Storage(folder)
     if not table.parent.is_dir():
         raise FileError(f"{table}: the folder does not exist")

@@ -17,11 +17,13 @@ import torch
 from aft_harness.boosters.variant import BASELINE
 from aft_harness.engine.rows import stats
 from aft_harness.engine.trie import pack
+from aft_harness.engine.writing import write
 from aft_harness.harness.examples import Example, examples_of
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import TaskSelection
+from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.studies.plan import Evaluation
-from aft_harness.studies.transfer import Study, TrainingCell
+from aft_harness.studies.transfer import Study, TrainingCell, evaluation_name
 
 TRIAL_STEPS = 8
 """Tokens that a trial of writing writes."""
@@ -57,8 +59,8 @@ class EvaluationCost:
 
 def estimates(study: Study) -> Iterator[Estimate]:
     """Every cell of a study with about how many seconds it takes."""
-    lm, count = study.lm, len(study.lm.engine.layers)
-    second = _seconds_per_token(lm, study.trainings[0])
+    count = len(study.lm.engine.layers)
+    second = _seconds_per_token(study.lm, study.trainings[0])
     made = [(cell, cell.made(study.folder)) for cell in study.trainings]
     upper = {cell.identity: 1 - cell.settings.layer_indices(count)[0] / count for cell in study.trainings}
     for cell, booster in made:
@@ -68,15 +70,22 @@ def estimates(study: Study) -> Iterator[Estimate]:
         passes = learned * (1 - part + 3 * part * cell.settings.epochs)
         passes += watched * (1 - part + part * (cell.settings.epochs + 1))
         yield Estimate(str(cell), None if booster else second * passes)
-    for asked in study.plan.evaluations:
+    measured: tuple[Any, float] = (None, second)
+    for file, asked in study.evaluations:
         cells = [(cell, booster) for cell, booster in made if asked.takes(cell.settings.seed)]
         boosters = [booster for _, booster in cells if booster]
         seconds = None
-        if len(boosters) < len(cells) or not study.result(asked, boosters).is_file():
-            cost = evaluation_cost(study, asked, [upper[cell.identity] for cell, _ in cells])
-            seconds = second * cost.tokens
+        lm = study.evaluated(file)
+        if len(boosters) < len(cells) or not study.result(asked, boosters, lm).is_file():
+            if measured[0] != file:
+                measured = file, _seconds_per_token(lm, study.trainings[0])
+            # llama.cpp has no way to go on from a layer: every variant runs all of them.
+            parts = [upper[cell.identity] if file is None else 1.0 for cell, _ in cells]
+            cost = evaluation_cost(study, asked, parts)
+            seconds = measured[1] * cost.tokens
             seconds += cost.steps * _seconds_per_step(lm, cost.prompts) if cost.steps else 0.0
-        yield Estimate(f"evaluate {asked.task}, {len(cells)} boosters", seconds)
+        yield Estimate(f"{evaluation_name(asked, file)}, {len(cells)} boosters", seconds)
+    study.close()
 
 
 def evaluation_cost(study: Study, asked: Evaluation, uppers: Sequence[float]) -> EvaluationCost:
@@ -105,7 +114,7 @@ def evaluation_cost(study: Study, asked: Evaluation, uppers: Sequence[float]) ->
     return EvaluationCost(tokens, steps, tuple(prompts))
 
 
-def _seconds_per_token(lm: SteeredHFLM, cell: TrainingCell) -> float:
+def _seconds_per_token(lm: SteeredLM, cell: TrainingCell) -> float:
     examples = cell.tasks[0].train[:32]
     requests = [request for example in examples for request in example.requests]
     seconds = 0.0
@@ -116,17 +125,19 @@ def _seconds_per_token(lm: SteeredHFLM, cell: TrainingCell) -> float:
     return seconds / _tokens(examples)
 
 
-def _seconds_per_step(lm: SteeredHFLM, prompts: Sequence[Sequence[int]]) -> float:
+def _seconds_per_step(lm: SteeredLM, prompts: Sequence[Sequence[int]]) -> float:
     """Of writing one token after each prompt of a batch."""
     width = min(map(len, prompts))
-    tokens = torch.tensor([list(prompt[-width:]) for prompt in prompts], device=lm.device)
-    settings: dict[str, Any] = {"do_sample": False, "pad_token_id": lm.eot_token_id}
+    cut = [list(prompt[-width:]) for prompt in prompts]
     seconds = []
     for count in (1, 1, 1 + TRIAL_STEPS):  # the first text warms up, the second is all that is not a further step
         start = time.perf_counter()
-        lm.model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), min_new_tokens=count, max_new_tokens=count, **settings
-        )
+        if isinstance(lm, SteeredHFLM):
+            tokens = torch.tensor(cut, device=lm.device)
+            settings: dict[str, Any] = {"attention_mask": torch.ones_like(tokens), "pad_token_id": lm.eot_token_id}
+            lm.model.generate(tokens, do_sample=False, min_new_tokens=count, max_new_tokens=count, **settings)
+        else:
+            write(lm.sequences, cut, count, beside=len(cut))
         seconds.append(time.perf_counter() - start)
     return max(seconds[2] - seconds[1], 0.0) / TRIAL_STEPS
 

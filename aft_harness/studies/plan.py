@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_harness.boosters.layers import Layers
+from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.errors import AftError, TaskError
 from aft_harness.harness.selection import PromptFormat, TaskSelection
 from aft_harness.slices import Slice, SplitSlice
@@ -62,6 +63,7 @@ class Plan:
 
     Attributes:
         models: Arguments of `SteeredHFLM`, each.
+        files: For each of these, the GGUF files on which its boosters are evaluated, too: arguments of `SteeredGgufLM`.
         sources: By name, the tasks that one booster learns from.
         evaluations: What every booster is evaluated on.
         layers: Where boosters act, each; None is what the recipe says.
@@ -73,6 +75,7 @@ class Plan:
     """
 
     models: tuple[Mapping[str, Any], ...]
+    files: tuple[tuple[Mapping[str, Any], ...], ...]
     sources: Mapping[str, tuple[TaskSelection, ...]]
     evaluations: tuple[Evaluation, ...]
     layers: tuple[Layers | None, ...]
@@ -98,13 +101,17 @@ class Plan:
             plan_file.check_plain(content)
             included = [str(path.parent / folder) for folder in _strings("include_path", content)]
             replaced = {"models": list(models)} if models else {}
-            return cls.of({**content, "include_path": included, **replaced})
+            return cls.of({**content, "include_path": included, **replaced}, path.parent)
         except AftError as error:
             raise TaskError(f"{path}: {error}") from None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Plan:
+    def of(cls, content: Mapping[str, Any], folder: Path | None = None) -> Plan:
         """The plan of what a YAML file or the options say.
+
+        Args:
+            content: By key.
+            folder: What the paths of GGUF files are relative to.
 
         Raises:
             TaskError: It is no plan.
@@ -115,19 +122,19 @@ class Plan:
         for key in ("models", "train", "evaluate"):
             if not content.get(key):
                 raise TaskError(f"{key!r} is missing or empty")
-        models = content["models"]
-        if not isinstance(models, Sequence) or isinstance(models, str):
-            raise TaskError("'models' must be a list")
-        models = [{"pretrained": model} if isinstance(model, str) else model for model in models]
-        if not all(isinstance(model, Mapping) and isinstance(model.get("pretrained"), str) for model in models):
-            raise TaskError("each of 'models' needs 'pretrained'")
-        if strange := [key for model in models for key in model if not isinstance(key, str)]:
-            raise TaskError(f"models: {strange[0]!r} is not the name of a model argument")
+        models = [dict(model) for model in _models("models", content["models"])]
+        files = tuple(_files(model.pop("files", None), folder or Path()) for model in models)
+        if named := [model["pretrained"] for model in models if is_gguf(model["pretrained"])]:
+            raise TaskError(
+                f"models: {named[0]}: boosters are trained on the checkpoint that a GGUF file was made from; name that "
+                "one, and the file under its 'files'"
+            )
         layers = content.get("layers", [None])
         if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
             raise TaskError("'layers' must be a list: one entry for each booster, such as [all, 8, [8, 16], 1-]")
         return cls(
             models=tuple(models),
+            files=files,
             sources={name: _source(name, selections) for name, selections in _items("train", content["train"])},
             evaluations=tuple(_evaluation(task, how) for task, how in _items("evaluate", content["evaluate"])),
             layers=tuple(None if value is None else Layers.of(value) for value in layers),
@@ -137,6 +144,30 @@ class Plan:
             include_path=tuple(_strings("include_path", content)),
             workers=Workers.of(_given(content, "workers", {})),
         )
+
+
+def _models(key: str, value: Any) -> list[Mapping[str, Any]]:
+    """Arguments of models, of which a text is the name of one."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TaskError(f"{key!r} must be a list")
+    models = [{"pretrained": model} if isinstance(model, str) else model for model in value]
+    if not all(isinstance(model, Mapping) and isinstance(model.get("pretrained"), str) for model in models):
+        raise TaskError(f"each of {key!r} needs 'pretrained'")
+    if strange := [name for model in models for name in model if not isinstance(name, str)]:
+        raise TaskError(f"{key}: {strange[0]!r} is not the name of a model argument")
+    return models
+
+
+def _files(value: Any, folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """The GGUF files of a model."""
+    found = []
+    for file in _models("files", value or []):
+        if not is_gguf(file["pretrained"]):
+            raise TaskError(f"files: {file['pretrained']}: not a .gguf file; a checkpoint is one of 'models'")
+        if taken := {"vector", "scale"} & set(file):
+            raise TaskError(f"files: {min(taken)} cannot be given; a study evaluates its own boosters")
+        found.append({**file, "pretrained": str(folder / file["pretrained"])})
+    return tuple(found)
 
 
 def _given(content: Mapping[str, Any], key: str, default: Any) -> Any:

@@ -22,6 +22,7 @@ from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import AnswerStore
 from aft_harness.harness.selection import PromptFormat
+from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, TrainingProgress, ignore
 from aft_harness.results import leaderboard, plots, table
@@ -108,7 +109,7 @@ class Sweep:
 
 
 def strengths(
-    lm: SteeredHFLM,
+    lm: SteeredLM,
     variant: Variant,
     values: Sequence[float],
     development: Sequence[TaskExamples],
@@ -203,7 +204,7 @@ def layers(
 
 
 def run(
-    lm: SteeredHFLM,
+    lm: SteeredLM,
     variants: Sequence[Variant],
     over: Literal["layers", "strength"],
     development: Sequence[TaskExamples],

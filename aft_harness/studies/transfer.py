@@ -8,7 +8,7 @@ own inputs and writes one file atomically, so that cells may run in any order an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ import aft_harness
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.digests import digest
+from aft_harness.engine.llama_library import checked_file
 from aft_harness.errors import TaskError
 from aft_harness.files import make_folder, write_atomically
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import Judging, TaskExamples, draw
+from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import AnswerStore, ScoreStore
+from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, OnTraining, ignore
 from aft_harness.results import leaderboard
@@ -95,17 +98,21 @@ class Study:
         folder: Where work is kept.
         tasks: lm-eval's tasks.
         trainings: The boosters to make.
+        files: Arguments of `SteeredGgufLM` for each file on which they are evaluated, too.
     """
 
-    def __init__(self, lm: SteeredHFLM, plan: Plan, folder: Path) -> None:
+    def __init__(self, lm: SteeredHFLM, plan: Plan, folder: Path, files: Sequence[Mapping[str, Any]] = ()) -> None:
         """Draws the training documents; those that any of the plan's evaluations asks are not learned from.
 
         Raises:
-            TaskError: A task that cannot be loaded or learned from.
+            TaskError: A task that cannot be loaded or learned from, or boosters that a file cannot be steered with.
         """
-        self.lm, self.plan, self.folder = lm, plan, folder
+        self.lm, self.plan, self.folder, self.files = lm, plan, folder, files
         self.tasks = Tasks(plan.include_path)
         self.trainings = list(self._trainings())
+        self._loaded: tuple[Mapping[str, Any], SteeredGgufLM] | None = None
+        for cell in self.trainings if files else ():
+            _refuse_what_files_cannot(cell, len(lm.engine.layers))
 
     def _trainings(self) -> list[TrainingCell]:
         asked = frozenset(
@@ -147,19 +154,32 @@ class Study:
         return booster
 
     def evaluate(
-        self, asked: Evaluation, boosters: Sequence[Booster], store: AnswerStore, on_progress: OnProgress = ignore
+        self,
+        asked: Evaluation,
+        boosters: Sequence[Booster],
+        store: AnswerStore,
+        on_progress: OnProgress = ignore,
+        lm: SteeredLM | None = None,
     ) -> list[dict[str, Any]]:
         """Evaluates all boosters on one task in one pass, or reads what came out where it is done already.
+
+        Args:
+            asked: The task and its documents.
+            boosters: What is compared with the baseline.
+            store: Where scores are kept.
+            on_progress: Called with how many requests are scored, and of how many.
+            lm: The model that is evaluated, if it is another one than the boosters were trained on.
 
         Returns:
             The rows of a leaderboard.
         """
-        path = self.result(asked, boosters)
+        lm = lm or self.lm
+        path = self.result(asked, boosters, lm)
         if path.is_file():
             return list(json.loads(path.read_text(encoding="utf-8")))
         variants = variants_of(boosters)
         found = evaluation.evaluate(
-            self.lm,
+            lm,
             variants,
             [asked.task],
             self.plan.prompt_format,
@@ -175,15 +195,35 @@ class Study:
         write_atomically(path, json.dumps(made, default=str).encode())
         return made
 
-    def result(self, asked: Evaluation, boosters: Sequence[Booster]) -> Path:
-        """The file that an evaluation makes."""
-        return self.folder / "results" / f"{asked.task}-{self._identity(asked, boosters)[:16]}.json"
+    @property
+    def evaluations(self) -> list[tuple[Mapping[str, Any] | None, Evaluation]]:
+        """What is evaluated, in order: the model itself (None), then each file."""
+        return [(file, asked) for file in (None, *self.files) for asked in self.plan.evaluations]
 
-    def _identity(self, asked: Evaluation, boosters: Sequence[Booster]) -> str:
+    def evaluated(self, file: Mapping[str, Any] | None) -> SteeredLM:
+        """The model itself, or one of the files, which stays loaded until another is asked for."""
+        if file is None:
+            return self.lm
+        if self._loaded is None or self._loaded[0] != file:
+            self.close()
+            self._loaded = file, SteeredGgufLM(**file)
+        return self._loaded[1]
+
+    def close(self) -> None:
+        """Unloads the file."""
+        if self._loaded is not None:
+            self._loaded[1].model.close()
+            self._loaded = None
+
+    def result(self, asked: Evaluation, boosters: Sequence[Booster], lm: SteeredLM | None = None) -> Path:
+        """The file that an evaluation makes; `lm` is as in `evaluate`."""
+        return self.folder / "results" / f"{asked.task}-{self._identity(asked, boosters, lm or self.lm)[:16]}.json"
+
+    def _identity(self, asked: Evaluation, boosters: Sequence[Booster], lm: SteeredLM) -> str:
         """SHA-256 of everything that an evaluation depends on."""
         tasks = self.tasks.leaves([asked.task]).values()
         depends = {
-            "model": self.lm.cache_identity(BASELINE),
+            "model": lm.cache_identity(BASELINE),
             "boosters": [(booster.sha256, booster.provenance.seed) for booster in boosters],
             "evaluation": asdict(asked),
             "prompting": {**asdict(self.plan.prompt_format), "include_path": None},
@@ -218,8 +258,10 @@ def run(plan: Plan, folder: Path, table: Path, reports: Reports | None = None) -
     """
     reports = reports or Reports()
     make_folder(folder)
-    for arguments in plan.models:
-        study = Study(SteeredHFLM(**arguments), plan, folder)
+    for named in (file for files in plan.files for file in files):
+        checked_file(named["pretrained"])
+    for arguments, files in zip(plan.models, plan.files, strict=True):
+        study = Study(SteeredHFLM(**arguments), plan, folder, files)
         for tasks in {cell.name: cell.tasks for cell in study.trainings}.values():
             for examples in tasks:
                 reports.examples(examples)
@@ -228,11 +270,30 @@ def run(plan: Plan, folder: Path, table: Path, reports: Reports | None = None) -
             reports.cell(number, len(study.trainings), str(cell))
             made.append((cell, study.train(cell, reports.training)))
         with ScoreStore(folder / "answers.sqlite") as store:
-            for number, asked in enumerate(plan.evaluations, start=1):
-                reports.cell(number, len(plan.evaluations), f"evaluate {asked.task}")
+            for number, (file, asked) in enumerate(study.evaluations, start=1):
+                reports.cell(number, len(study.evaluations), evaluation_name(asked, file))
                 boosters = [booster for cell, booster in made if asked.takes(cell.settings.seed)]
-                leaderboard.add(table, study.evaluate(asked, boosters, store, reports.evaluation))
+                lm = study.evaluated(file)
+                leaderboard.add(table, study.evaluate(asked, boosters, store, reports.evaluation, lm))
+        study.close()
     return leaderboard.load(table)
+
+
+def evaluation_name(asked: Evaluation, file: Mapping[str, Any] | None) -> str:
+    """What messages call an evaluation."""
+    return f"evaluate {asked.task}" + (f" on {Path(file['pretrained']).name}" if file else "")
+
+
+def _refuse_what_files_cannot(cell: TrainingCell, layers: int) -> None:
+    """Refuses boosters that llama.cpp cannot add, before anything is trained.
+
+    Raises:
+        TaskError: A booster of layer 0, or a contextual one.
+    """
+    if 0 in cell.settings.layer_indices(layers):
+        raise TaskError(f"{cell}: GGUF files cannot be steered at layer 0; leave it out with layers: [1-]")
+    if cell.settings.kind != "static":
+        raise TaskError(f"{cell}: GGUF files can be steered with vectors only; use recipe: {{kind: static}}")
 
 
 def _apart(task: TaskExamples, asked: frozenset[str]) -> TaskExamples:

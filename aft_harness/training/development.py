@@ -15,7 +15,7 @@ from aft_harness.boosters.provenance import Score
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import Example, TaskExamples
-from aft_harness.harness.model import SteeredHFLM
+from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.training.objective import (
     RANKING_LOSS,
@@ -28,7 +28,7 @@ from aft_harness.training.recipe import ChoiceNorm
 
 
 def outcomes(
-    lm: SteeredHFLM,
+    lm: SteeredLM,
     examples: Sequence[Example],
     objectives: Mapping[str, TaskObjective],
     variants: Sequence[Variant] = (BASELINE,),
@@ -86,7 +86,7 @@ def unseen_examples(boosters: Sequence[Booster], tasks: Sequence[TaskExamples]) 
 
 
 def ranking_scores(
-    lm: SteeredHFLM,
+    lm: SteeredLM,
     variants: Sequence[Variant],
     tasks: Sequence[TaskExamples],
     examples: Sequence[Example],

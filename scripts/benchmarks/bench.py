@@ -5,8 +5,9 @@ and written: the median ratio of times, the largest |difference| of loglikelihoo
 choose the same answer, and which share of the machine's measured matrix-product peak the needed operations reach: those
 on every distinct token prefix, and the head's where an answer is predicted. The works named `scaling` have no peer and
 show how our time grows with documents, few-shot examples and choices; `cell-overhead` runs no model but cells that do
-nothing on two workers of a Ray cluster (the extra `ray`); those named `vllm` have their peer in another
-environment (see engines.py). Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
+nothing on two workers of a Ray cluster (the extra `ray`); those named `vllm` have their peer in another environment
+(see engines.py), and those named `gguf` run in one that has llama-cpp-python (see gguf_files.py); without `--only`, they
+are left out where it is missing. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
 
     python scripts/benchmarks/bench.py --list
     python scripts/benchmarks/bench.py --only arc_easy-0shot --reps 3
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from pathlib import Path
 import click
 import engines
 import generation
+import gguf_files
 import loglikelihoods
 import machine
 import scheduling
@@ -86,6 +89,15 @@ WORKS: dict[str, Callable[[int, int], Outcome]] = {
     "gsm8k-generation-vllm": lambda docs, reps: engines.generation("gsm8k", 5, "float32", min(docs, 20), reps),
     "gsm8k-generation-vllm-bf16": lambda docs, reps: engines.generation("gsm8k", 5, "bfloat16", min(docs, 20), reps),
     "cell-overhead": lambda docs, reps: scheduling.overhead(reps),
+    "hellaswag-gguf-q4_0": lambda docs, reps: gguf_files.against_checkpoint("Q4_0", "hellaswag", docs // 4, reps),
+    "hellaswag-gguf-q4_1": lambda docs, reps: gguf_files.against_checkpoint("Q4_1", "hellaswag", docs // 4, reps),
+    "hellaswag-gguf-q8_0": lambda docs, reps: gguf_files.against_checkpoint("Q8_0", "hellaswag", docs // 4, reps),
+    "arc_easy-gguf-q4_0": lambda docs, reps: gguf_files.against_checkpoint("Q4_0", "arc_easy", docs // 4, reps),
+    "hellaswag-gguf-stock": lambda docs, reps: gguf_files.against_stock("Q4_0", "hellaswag", docs // 20, reps),
+    "arc_easy-gguf-stock": lambda docs, reps: gguf_files.against_stock("Q4_0", "arc_easy", docs // 20, reps),
+    "hellaswag-gguf-server": lambda docs, reps: gguf_files.against_server("Q4_0", "hellaswag", docs // 20, reps),
+    "arc_easy-gguf-server": lambda docs, reps: gguf_files.against_server("Q4_0", "arc_easy", docs // 20, reps),
+    "hellaswag-gguf-memory": lambda docs, reps: gguf_files.memory("Q4_1", "hellaswag", docs // 4),
     "scaling-docs-quarter": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 4, reps),
     "scaling-docs-half": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs // 2, reps),
     "scaling-docs-all": lambda docs, reps: loglikelihoods.scaling("arc_easy", 0, None, docs, reps),
@@ -113,11 +125,17 @@ def main(only: tuple[str, ...], docs: int, reps: int, output: Path, listing: boo
     os.environ.setdefault("TQDM_DISABLE", "1")
     heads = ("work", "peer", "ours s", "peer s", "ratio", "max |d|", "agree", "peak")
     click.echo(_line(heads))
-    for work in only or WORKS:
+    for work in only or _possible():
         row = row_of(work, WORKS[work](docs, reps), reps)
         shown = {**row, "seconds_ours": row["seconds_ours"][:-2], "seconds_peer": row["seconds_peer"][:-2]}
         click.echo(f"{_line([shown[column] for column in SHOWN])}  {row['note']}")
         record(output, row)
+
+
+def _possible() -> list[str]:
+    """The works that this environment can run."""
+    missing = importlib.util.find_spec("llama_cpp") is None
+    return [work for work in WORKS if not (missing and "gguf" in work)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from aft_harness import api
+from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.engine.llama_library import checked_file, library
 from aft_harness.errors import AftError, ModelError, ParseError
-from aft_harness.harness.gguf import SteeredGgufLM, is_gguf
+from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.gguf_loading import batch_size, llama_settings
 from aft_harness.harness.opening import opened
 from aft_harness.publish.export.registry import export

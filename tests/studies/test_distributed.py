@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from pool_cases import Pool, plan_of, undated
 
+from aft_harness.errors import StudyError
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.results import leaderboard
-from aft_harness.studies import transfer
+from aft_harness.studies import cluster, transfer
 from aft_harness.studies.cells import Finished
 from aft_harness.studies.dispatch import Cell, FailedCell
 from aft_harness.studies.distributed import DistributedStudy
@@ -20,6 +21,7 @@ from aft_harness.studies.plan import Plan
 from aft_harness.studies.storage import Storage
 from aft_harness.studies.transfer_cells import TransferWork
 from aft_harness.studies.worker import Worker
+from aft_harness.studies.workers import Place
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,16 @@ def test_a_worker_holds_one_model_and_loads_it_once(checkpoint: str, monkeypatch
         worker.run("describe", 0)
     assert len(loaded) == 1
     worker.close()
+
+
+def test_files_are_not_evaluated_on_workers(tmp_path: Path) -> None:
+    plan = Plan.of(
+        {
+            "models": [{"pretrained": "m", "files": [{"pretrained": str(tmp_path / "m.gguf")}]}],
+            "train": {"a": {"toy_choice": {}}},
+            "evaluate": ["toy_choice"],
+        }
+    )
+    with pytest.raises(StudyError, match="GGUF files are evaluated on one machine; run the study without workers"):
+        cluster.transfer(plan, tmp_path / "work", tmp_path / "l.csv", Place.parse("local:2"))
+    assert not (tmp_path / "work").exists()

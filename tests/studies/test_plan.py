@@ -68,8 +68,30 @@ split_seed: 3
     assert other.models == ({"pretrained": "n"},) and other.sources == plan.sources
 
 
+def test_files_of_a_model_are_relative_to_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "models: [m, {pretrained: n, files: [q4.gguf, {pretrained: /q8.GGUF, n_threads: 2}]}]\n"
+        "train: [a]\nevaluate: [b]"
+    )
+    plan = Plan.read(path)
+    assert plan.models == ({"pretrained": "m"}, {"pretrained": "n"})
+    second = {"pretrained": str(tmp_path / "q4.gguf")}, {"pretrained": "/q8.GGUF", "n_threads": 2}
+    assert plan.files == ((), second)
+
+
 WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "no models": ({"models": []}, "'models' is missing or empty"),
+    "a file that is trained on": (
+        {"models": ["x.gguf"]},
+        "x.gguf: boosters are trained on the checkpoint that a GGUF file was made from",
+    ),
+    "files that are none": ({"models": [{"pretrained": "m", "files": ["n"]}]}, "files: n: not a .gguf file"),
+    "files that are no list": ({"models": [{"pretrained": "m", "files": "n.gguf"}]}, "'files' must be a list"),
+    "a file with a booster": (
+        {"models": [{"pretrained": "m", "files": [{"pretrained": "n.gguf", "vector": "v"}]}]},
+        "files: vector cannot be given; a study evaluates its own boosters",
+    ),
     "a number for models": ({"models": 5}, "'models' must be a list"),
     "a model without a name": ({"models": [{"dtype": "x"}]}, "needs 'pretrained'"),
     "a model's argument that is no word": ({"models": [{"pretrained": "m", 5: 1}]}, "models: 5 is not the name"),

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from gguf_cases import write_gguf
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.mixing import mix
@@ -300,3 +301,22 @@ def test_strengths_are_read() -> None:
     for text in ("0.5,high", "", "nan", "1,inf", "1,,2"):
         with pytest.raises(ParseError, match=f"strengths '{text}': expected finite numbers"):
             sweep.parse_strengths(text)
+
+
+def test_a_gguf_file_is_swept_as_its_checkpoint(
+    lm: SteeredHFLM, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra gguf)")
+    from aft_harness.harness.gguf import SteeredGgufLM
+
+    file = SteeredGgufLM(
+        write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), tiny_tokenizer), n_threads=1, device="cpu"
+    )
+    (task,) = draw([TaskSelection("toy_choice", limit=8, dev_docs=6)], file, source=TASKS)
+    assert task == drawn(lm)  # made of the same tokens
+    ours, theirs = (sweep.strengths(each, booster(), [0.0, 1.0, 4.0], [task], TEST) for each in (file, lm))
+    assert [point.chosen for point in ours.points] == [point.chosen for point in theirs.points]
+    for point, expected in zip(ours.points, theirs.points, strict=True):
+        assert point.development.loss == pytest.approx(expected.development.loss, abs=1e-3)
+        assert [row["steered"] for row in point.rows] == [row["steered"] for row in expected.rows]
+    assert ours.unchanged == ours.points[0].development

@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from gguf_cases import write_gguf
 from lm_eval.tasks import TaskManager
 
 import aft_harness as aft
 from aft_harness.boosters.booster import Booster
-from aft_harness.errors import TaskError
+from aft_harness.errors import ModelError, TaskError
 from aft_harness.harness import evaluation
 from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
@@ -255,3 +256,56 @@ transfer.run(Plan.of({arguments!r}), Path("work"), Path("l.csv"))
         scored.append(done.stdout.count("scored"))
     assert scored[0] > 0 and scored[1] == 0
     assert len(list((tmp_path / "work" / "results").iterdir())) == 1
+
+
+@pytest.fixture
+def file(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), tiny_tokenizer)
+
+
+def test_boosters_are_evaluated_on_the_files_of_their_model(checkpoint: str, file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra gguf)")
+    arguments = {"pretrained": checkpoint, "device": "cpu", "batch_size": 4}
+    files = [{"pretrained": str(file), "n_threads": 1, "device": "cpu"}]
+    alone = transfer.run(plan_of(checkpoint), tmp_path / "alone", tmp_path / "alone.csv")
+    seen, plan = Recorder(), plan_of(checkpoint, models=[{**arguments, "files": files}])
+    table = transfer.run(plan, tmp_path / "work", tmp_path / "l.csv", seen.reports)
+    assert [cell[2] for cell in seen.cells[4:]] == [
+        "evaluate toy_choice",
+        "evaluate toy_text",
+        "evaluate toy_choice on tiny.gguf",
+        "evaluate toy_text on tiny.gguf",
+    ]
+    on_file = table[table["model"] == "tiny"]
+    model = table[table["model"] != "tiny"]
+    pd.testing.assert_frame_equal(undated(model.reset_index(drop=True)), undated(alone))
+    # The very same weights: what comes out is the same, against a baseline of its own.
+    keys = ["booster_sha256", "task", "metric", "seed"]
+    columns = ["n", "baseline", "steered", "delta", "gained", "lost", "p_value", "p_holm"]
+    both = on_file.merge(model, on=keys, suffixes=("", "_model"))
+    assert len(both) == len(on_file) == len(alone)
+    for column in columns:
+        ours, theirs = (both[name].astype("Float64").fillna(-1).tolist() for name in (column, f"{column}_model"))
+        assert ours == pytest.approx(theirs), column
+    before = (tmp_path / "l.csv").read_bytes()
+    transfer.run(plan, tmp_path / "work", tmp_path / "l.csv")
+    assert (tmp_path / "l.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ["all"]}, r"train toy_choice.*GGUF files cannot be steered at layer 0.*layers: \[1-\]"),
+        ({"recipe": {"kind": "contextual"}}, r"steered with vectors only; use recipe: \{kind: static\}"),
+    ],
+)
+def test_what_a_file_cannot_be_steered_with_is_refused_before_it_is_trained(
+    checkpoint: str, file: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    plan = plan_of(checkpoint, models=[{"pretrained": checkpoint, "device": "cpu", "files": [str(file)]}], **changes)
+    with pytest.raises(TaskError, match=message):
+        transfer.run(plan, tmp_path / "work", tmp_path / "l.csv")
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(ModelError, match=r"tiny\.gguf: is not a GGUF file"):
+        transfer.run(plan, tmp_path / "work", tmp_path / "l.csv")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,39 @@ def environment(
         _pip(python, "install", "--no-deps", str(project))
     marker.write_text(wanted)
     return python
+
+
+def overlay(home: Path, requirements: Sequence[str], package: Path, *, editable: bool = False) -> Path:
+    """The Python of an environment that adds packages to those of the running one, made on the first call.
+
+    Args:
+        home: Where it is.
+        requirements: Packages.
+        package: A wheel of this project, or its checkout.
+        editable: Whether the checkout is installed by reference.
+
+    Raises:
+        click.ClickException: They cannot be installed.
+    """
+    python, marker = home / "bin" / "python", home / "installed"
+    wanted = json.dumps([sys.prefix, requirements, editable])
+    if not marker.is_file() or marker.read_text() != wanted:
+        click.echo(f"installing {', '.join(requirements)}; the first time takes minutes", err=True)
+        venv.create(home, with_pip=True, clear=True)
+        ours, below = (sysconfig.get_path("purelib", vars={"base": str(base)}) for base in (home, sys.prefix))
+        (Path(ours) / "below.pth").write_text(below)
+        _pip(python, "install", *requirements)
+        marker.write_text(wanted)
+    _pip(python, "install", "--no-deps", "--force-reinstall", *(["--editable"] if editable else []), str(package))
+    return python
+
+
+def wheel(checkout: Path, folder: Path) -> Path:
+    """A wheel of this project."""
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    _pip(Path(sys.executable), "wheel", "--no-deps", "--wheel-dir", str(folder), str(checkout))
+    return next(folder.glob("*.whl"))
 
 
 def _pip(python: Path, *arguments: str) -> None:
