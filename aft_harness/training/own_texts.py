@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.provenance import Provenance
+from aft_harness.engine.footprint import Footprint, footprint
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import training_injections
@@ -32,6 +33,7 @@ from aft_harness.training import optimiser
 from aft_harness.training.checkpoint import Checkpoint, named
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.keeping import Keeping
+from aft_harness.training.memory import Memory
 from aft_harness.training.policy import is_informative, policy_loss, rejection_loss
 from aft_harness.training.prepared import PreparedExamples
 from aft_harness.training.prepared_objective import AtStrength
@@ -84,7 +86,7 @@ def learn(
     settings: Settings,
     *,
     licence: str | None,
-    cache_limit: int,
+    bounds: Memory,
     start: Booster | None,
     keep_texts: Sequence[str] | None,
     resume: Path | None,
@@ -99,10 +101,11 @@ def learn(
         stack.enter_context(frozen(lm.model))
         texts = kept_texts(lm, settings, keep_texts)
         stack.enter_context(lm.engine.differentiated())
-        keeping = stack.enter_context(Keeping(lm.engine, texts, cache_limit)) if texts else None
+        keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
         run = _Run(lm, tasks, settings, injections, keeping, on_progress)
         with run.clock("caching"):
             scales = run.scales(chosen)
+            run.bounded(footprint(lm.engine, chosen[0]), bounds.passes)
             if keeping is not None:
                 keeping.cache(chosen[0])
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
@@ -164,6 +167,7 @@ class _Run:
         self.clock = Clock()
         self.residual: dict[int, Tensor] = {}
         self._begun = time.perf_counter()
+        self._footprint = Footprint(0.0, 0.0, 0.0), math.inf
 
     def scales(self, layers: Sequence[int]) -> dict[int, float]:
         """Typical size of the residual stream at each layer, on some prompts."""
@@ -171,6 +175,10 @@ class _Run:
         with torch.no_grad():
             self.residual = prepared.residual(layers, range(len(prepared)))
         return {layer: optimiser.residual_scale(hidden) for layer, hidden in self.residual.items()}
+
+    def bounded(self, footprint: Footprint, limit: float) -> None:
+        """Sets how much a pass may keep, see `PreparedExamples.bound`."""
+        self._footprint = footprint, limit
 
     def epochs(
         self,
@@ -320,6 +328,7 @@ class _Run:
     ) -> tuple[float, float]:
         """Adds the gradient of a batch; returns its loss, and the divergence in nats a token."""
         prepared = PreparedExamples(self._lm.engine, requests)
+        prepared.bound(*self._footprint)
         reference: dict[int, Tensor] = {}
         with torch.no_grad(), at_strength(0.0):
             for chunk in prepared.chunks(range(len(prepared))):
