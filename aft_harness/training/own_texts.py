@@ -11,11 +11,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -30,6 +28,7 @@ from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import OnTraining, TrainingProgress
 from aft_harness.training import optimiser
+from aft_harness.training.account import State, loss_table, mean
 from aft_harness.training.checkpoint import Checkpoint, named
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.keeping import Keeping
@@ -51,33 +50,6 @@ SAMPLED_AT_ONCE = 64
 
 RESIDUAL_EXAMPLES = 16
 """Prompts on which the size of the residual stream is measured."""
-
-
-@dataclass
-class _State:
-    """How far a training has come; all of it is plain JSON.
-
-    Attributes:
-        epoch: The present one, from 1.
-        step: Steps of it that are done.
-        rows: A row of the table of losses for each step.
-        drawn: Documents of this epoch for which texts have been sampled, in their order; of `rejection`.
-        kept: Their right texts, by place: token ids. Documents that teach nothing have none.
-        seen: What the sampled texts of this epoch are worth: see `measures`; their mean over the calls.
-        scores: Of the development documents after each epoch.
-        best: Loss and number of the epoch that is kept so far.
-        elapsed: Seconds before an interruption.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    drawn: int = 0
-    kept: dict[str, list[list[int]]] = field(default_factory=dict)
-    seen: list[dict[str, float]] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    best: tuple[float, int] | None = None
-    elapsed: float = 0.0
 
 
 def learn(
@@ -119,7 +91,7 @@ def learn(
         with run.clock("scoring"), training_injections(lm.engine.layers, kept):
             after = run.sampler.score(run.watched)
         relative = relative_norms(run.residual, Booster.of(kept))
-    losses = _table(state.rows, state.scores)
+    losses = loss_table(state.rows, state.scores)
     measured: dict[str, Any] = {
         "epoch_losses": tuple(losses.groupby("epoch")["loss"].mean()),
         "measured_on": "development" if run.development else "training",
@@ -185,15 +157,15 @@ class _Run:
         adam: torch.optim.Adam,
         checkpoint: Checkpoint,
         at_strength: AtStrength,
-    ) -> tuple[dict[int, Any], _State]:
+    ) -> tuple[dict[int, Any], State]:
         """Learns; returns the injections of the epoch that is kept, and the account of all."""
-        settings, state = self._settings, _State()
+        settings, state = self._settings, State()
         kept = dict(self._injections)
         rates = [group["lr"] for group in adam.param_groups]
         best: dict[str, Tensor] = {}
         if (found := checkpoint.load(self._injections, adam)) is not None:
             saved, best = found
-            state = _State(**saved)
+            state = State(**saved)
             logger.info("resuming in epoch %d after %d steps", state.epoch, len(state.rows))
         elapsed = state.elapsed
 
@@ -232,14 +204,14 @@ class _Run:
         seed = self._settings.seed * 1_000_003 + epoch
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    def _batches(self, state: _State) -> Iterator[list[int]]:
+    def _batches(self, state: State) -> Iterator[list[int]]:
         """The documents of each step of an epoch."""
         places = sorted(map(int, state.kept)) if self._settings.objective == "rejection" else range(len(self.train))
         order, size = self._order(state.epoch, len(places)), self._settings.batch_size
         for begin in range(0, len(order), size):
             yield [places[place] for place in order[begin : begin + size]]
 
-    def _draw(self, state: _State, save: Callable[[], None]) -> None:
+    def _draw(self, state: State, save: Callable[[], None]) -> None:
         """Samples texts for every document and keeps the right ones, where some are right and some are not."""
         while state.drawn < len(self.train):
             places = range(state.drawn, min(state.drawn + SAMPLED_AT_ONCE, len(self.train)))
@@ -267,7 +239,7 @@ class _Run:
                 "use more samples or an easier task"
             )
 
-    def _sampled(self, state: _State, places: Sequence[int], stage: str) -> tuple[list[Sampled], dict[str, float]]:
+    def _sampled(self, state: State, places: Sequence[int], stage: str) -> tuple[list[Sampled], dict[str, float]]:
         examples, settings = [self.train[place] for place in places], self._settings
         begun = time.perf_counter()
 
@@ -281,14 +253,14 @@ class _Run:
 
     def _step(
         self,
-        state: _State,
+        state: State,
         places: Sequence[int],
         adam: torch.optim.Adam,
         at_strength: AtStrength,
         steps: int,
     ) -> None:
         """One step of the optimiser."""
-        settings, seen = self._settings, _mean(state.seen)
+        settings, seen = self._settings, mean(state.seen)
         requests: list[tuple[Request, ...]] = []
         rewards: list[tuple[float, ...]] = []
         if settings.objective == "rejection":
@@ -350,7 +322,7 @@ class _Run:
             total += loss.item()
         return total, ratio / tokens
 
-    def _report(self, state: _State, stage: str, steps: int | None = None) -> None:
+    def _report(self, state: State, stage: str, steps: int | None = None) -> None:
         last = state.rows[-1] if state.rows else {}
         shown = ("reward", "right", "tokens_per_second", "kl")
         figures = {name: last[name] for name in shown if not math.isnan(last.get(name, math.nan))}
@@ -359,20 +331,3 @@ class _Run:
         self._on_progress(
             TrainingProgress(len(state.rows), steps or expected, state.epoch, loss, stage, measures=figures)
         )
-
-
-def _mean(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]} if seen else {}
-
-
-def _table(rows: Sequence[Mapping[str, float]], scores: Sequence[float]) -> pd.DataFrame:
-    """The `losses` of a result."""
-    table = pd.DataFrame(rows)
-    table.insert(0, "step", range(1, len(table) + 1))
-    table["development_loss"] = math.nan
-    last = table.groupby("epoch")["step"].max()
-    for epoch, score in enumerate(scores, start=1):
-        if epoch in last:
-            table.loc[table["step"] == last[epoch], "development_loss"] = score
-    first = ["step", "epoch", "loss", "development_loss", "divergence"]
-    return table[[*first, *(column for column in table.columns if column not in first)]]
