@@ -11,16 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.provenance import Provenance
+from aft_harness.engine.footprint import Footprint, footprint
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import training_injections
@@ -29,9 +28,11 @@ from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import OnTraining, TrainingProgress
 from aft_harness.training import optimiser
+from aft_harness.training.account import State, loss_table, mean
 from aft_harness.training.checkpoint import Checkpoint, named
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.keeping import Keeping
+from aft_harness.training.memory import Memory
 from aft_harness.training.policy import is_informative, policy_loss, rejection_loss
 from aft_harness.training.prepared import PreparedExamples
 from aft_harness.training.prepared_objective import AtStrength
@@ -51,40 +52,13 @@ RESIDUAL_EXAMPLES = 16
 """Prompts on which the size of the residual stream is measured."""
 
 
-@dataclass
-class _State:
-    """How far a training has come; all of it is plain JSON.
-
-    Attributes:
-        epoch: The present one, from 1.
-        step: Steps of it that are done.
-        rows: A row of the table of losses for each step.
-        drawn: Documents of this epoch for which texts have been sampled, in their order; of `rejection`.
-        kept: Their right texts, by place: token ids. Documents that teach nothing have none.
-        seen: What the sampled texts of this epoch are worth: see `measures`; their mean over the calls.
-        scores: Of the development documents after each epoch.
-        best: Loss and number of the epoch that is kept so far.
-        elapsed: Seconds before an interruption.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    drawn: int = 0
-    kept: dict[str, list[list[int]]] = field(default_factory=dict)
-    seen: list[dict[str, float]] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    best: tuple[float, int] | None = None
-    elapsed: float = 0.0
-
-
 def learn(
     lm: SteeredHFLM,
     tasks: Sequence[TaskExamples],
     settings: Settings,
     *,
     licence: str | None,
-    cache_limit: int,
+    bounds: Memory,
     start: Booster | None,
     keep_texts: Sequence[str] | None,
     resume: Path | None,
@@ -99,10 +73,11 @@ def learn(
         stack.enter_context(frozen(lm.model))
         texts = kept_texts(lm, settings, keep_texts)
         stack.enter_context(lm.engine.differentiated())
-        keeping = stack.enter_context(Keeping(lm.engine, texts, cache_limit)) if texts else None
+        keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
         run = _Run(lm, tasks, settings, injections, keeping, on_progress)
         with run.clock("caching"):
             scales = run.scales(chosen)
+            run.bounded(footprint(lm.engine, chosen[0]), bounds.passes)
             if keeping is not None:
                 keeping.cache(chosen[0])
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
@@ -116,7 +91,7 @@ def learn(
         with run.clock("scoring"), training_injections(lm.engine.layers, kept):
             after = run.sampler.score(run.watched)
         relative = relative_norms(run.residual, Booster.of(kept))
-    losses = _table(state.rows, state.scores)
+    losses = loss_table(state.rows, state.scores)
     measured: dict[str, Any] = {
         "epoch_losses": tuple(losses.groupby("epoch")["loss"].mean()),
         "measured_on": "development" if run.development else "training",
@@ -164,6 +139,7 @@ class _Run:
         self.clock = Clock()
         self.residual: dict[int, Tensor] = {}
         self._begun = time.perf_counter()
+        self._footprint = Footprint(0.0, 0.0, 0.0), math.inf
 
     def scales(self, layers: Sequence[int]) -> dict[int, float]:
         """Typical size of the residual stream at each layer, on some prompts."""
@@ -172,20 +148,24 @@ class _Run:
             self.residual = prepared.residual(layers, range(len(prepared)))
         return {layer: optimiser.residual_scale(hidden) for layer, hidden in self.residual.items()}
 
+    def bounded(self, footprint: Footprint, limit: float) -> None:
+        """Sets how much a pass may keep, see `PreparedExamples.bound`."""
+        self._footprint = footprint, limit
+
     def epochs(
         self,
         adam: torch.optim.Adam,
         checkpoint: Checkpoint,
         at_strength: AtStrength,
-    ) -> tuple[dict[int, Any], _State]:
+    ) -> tuple[dict[int, Any], State]:
         """Learns; returns the injections of the epoch that is kept, and the account of all."""
-        settings, state = self._settings, _State()
+        settings, state = self._settings, State()
         kept = dict(self._injections)
         rates = [group["lr"] for group in adam.param_groups]
         best: dict[str, Tensor] = {}
         if (found := checkpoint.load(self._injections, adam)) is not None:
             saved, best = found
-            state = _State(**saved)
+            state = State(**saved)
             logger.info("resuming in epoch %d after %d steps", state.epoch, len(state.rows))
         elapsed = state.elapsed
 
@@ -224,14 +204,14 @@ class _Run:
         seed = self._settings.seed * 1_000_003 + epoch
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    def _batches(self, state: _State) -> Iterator[list[int]]:
+    def _batches(self, state: State) -> Iterator[list[int]]:
         """The documents of each step of an epoch."""
         places = sorted(map(int, state.kept)) if self._settings.objective == "rejection" else range(len(self.train))
         order, size = self._order(state.epoch, len(places)), self._settings.batch_size
         for begin in range(0, len(order), size):
             yield [places[place] for place in order[begin : begin + size]]
 
-    def _draw(self, state: _State, save: Callable[[], None]) -> None:
+    def _draw(self, state: State, save: Callable[[], None]) -> None:
         """Samples texts for every document and keeps the right ones, where some are right and some are not."""
         while state.drawn < len(self.train):
             places = range(state.drawn, min(state.drawn + SAMPLED_AT_ONCE, len(self.train)))
@@ -259,7 +239,7 @@ class _Run:
                 "use more samples or an easier task"
             )
 
-    def _sampled(self, state: _State, places: Sequence[int], stage: str) -> tuple[list[Sampled], dict[str, float]]:
+    def _sampled(self, state: State, places: Sequence[int], stage: str) -> tuple[list[Sampled], dict[str, float]]:
         examples, settings = [self.train[place] for place in places], self._settings
         begun = time.perf_counter()
 
@@ -273,14 +253,14 @@ class _Run:
 
     def _step(
         self,
-        state: _State,
+        state: State,
         places: Sequence[int],
         adam: torch.optim.Adam,
         at_strength: AtStrength,
         steps: int,
     ) -> None:
         """One step of the optimiser."""
-        settings, seen = self._settings, _mean(state.seen)
+        settings, seen = self._settings, mean(state.seen)
         requests: list[tuple[Request, ...]] = []
         rewards: list[tuple[float, ...]] = []
         if settings.objective == "rejection":
@@ -320,6 +300,7 @@ class _Run:
     ) -> tuple[float, float]:
         """Adds the gradient of a batch; returns its loss, and the divergence in nats a token."""
         prepared = PreparedExamples(self._lm.engine, requests)
+        prepared.bound(*self._footprint)
         reference: dict[int, Tensor] = {}
         with torch.no_grad(), at_strength(0.0):
             for chunk in prepared.chunks(range(len(prepared))):
@@ -341,7 +322,7 @@ class _Run:
             total += loss.item()
         return total, ratio / tokens
 
-    def _report(self, state: _State, stage: str, steps: int | None = None) -> None:
+    def _report(self, state: State, stage: str, steps: int | None = None) -> None:
         last = state.rows[-1] if state.rows else {}
         shown = ("reward", "right", "tokens_per_second", "kl")
         figures = {name: last[name] for name in shown if not math.isnan(last.get(name, math.nan))}
@@ -350,20 +331,3 @@ class _Run:
         self._on_progress(
             TrainingProgress(len(state.rows), steps or expected, state.epoch, loss, stage, measures=figures)
         )
-
-
-def _mean(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]} if seen else {}
-
-
-def _table(rows: Sequence[Mapping[str, float]], scores: Sequence[float]) -> pd.DataFrame:
-    """The `losses` of a result."""
-    table = pd.DataFrame(rows)
-    table.insert(0, "step", range(1, len(table) + 1))
-    table["development_loss"] = math.nan
-    last = table.groupby("epoch")["step"].max()
-    for epoch, score in enumerate(scores, start=1):
-        if epoch in last:
-            table.loc[table["step"] == last[epoch], "development_loss"] = score
-    first = ["step", "epoch", "loss", "development_loss", "divergence"]
-    return table[[*first, *(column for column in table.columns if column not in first)]]

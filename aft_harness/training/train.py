@@ -94,7 +94,7 @@ def train(
             tasks,
             settings,
             licence=licence,
-            cache_limit=cache_limit,
+            bounds=Memory.of(lm.device, memory, cache_limit),
             start=start,
             keep_texts=keep_texts,
             resume=resume,
