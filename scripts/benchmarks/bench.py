@@ -6,8 +6,9 @@ choose the same answer, and which share of the machine's measured matrix-product
 on every distinct token prefix, and the head's where an answer is predicted. The works named `scaling` have no peer and
 show how our time grows with documents, few-shot examples and choices; `cell-overhead` runs no model but cells that do
 nothing on two workers of a Ray cluster (the extra `ray`); those named `vllm` have their peer in another environment
-(see engines.py), and those named `gguf` run in one that has llama-cpp-python (see gguf_files.py); without `--only`, they
-are left out where it is missing. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be online.
+(see engines.py), and those named `gguf` run in one that has llama-cpp-python (see gguf_files.py); without `--only`,
+they are left out where it is missing. Real rows are needed: set HF_DATASETS_CACHE to a cache that holds them, or be
+online.
 
     python scripts/benchmarks/bench.py --list
     python scripts/benchmarks/bench.py --only arc_easy-0shot --reps 3
