@@ -69,7 +69,7 @@ def rows(lm: Any, study: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dic
         examples = examples_of(study, int(run.get("limit", study["limit"])), lm)
         start = extraction.mean_difference(lm, examples) if run.get("start") == "mean-difference" else None
         identity = training_identity(lm, [examples], settings, start)
-        if len(table) and identity in set(table["training_sha256"]):
+        if identity in set(table.get("training_sha256", ())):
             continue
         click.echo(f"{run['name']} ...", err=True)
         result = train(lm, [replace(examples, development=[])], settings, start=start)
