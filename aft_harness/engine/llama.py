@@ -108,7 +108,7 @@ class Llama:
         heard()
         self._model = lib.llama_model_load_from_file(os.fsencode(self.path), parameters)
         if not self._model:
-            raise ModelError(f"{self.path}: llama.cpp {self.version} does not load it: {complaint()}")
+            raise ModelError(f"{self.path}: llama-cpp-python {self.version} does not load it: {complaint()}")
         self.vocabulary = Vocabulary(lib, self._model)
         self.width, self.layers = int(lib.llama_model_n_embd(self._model)), int(lib.llama_model_n_layer(self._model))
         self.vocabulary_size = self.vocabulary.size
