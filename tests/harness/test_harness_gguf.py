@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(file: Path, lm: SteeredGgufLM, tmp_path: P
     with pytest.raises(ModelError, match="does not load it: unknown model architecture: 'lamma'"):
         SteeredGgufLM(damaged, **CPU)
     (tmp_path / "short.gguf").write_bytes(file.read_bytes()[:-9000])
-    with pytest.raises(ModelError, match=r"short.gguf: llama.cpp .* does not load it: .*file bounds"):
+    with pytest.raises(ModelError, match=r"short.gguf: llama-cpp-python .* does not load it: .*file bounds"):
         SteeredGgufLM(tmp_path / "short.gguf", **CPU)
 
 
