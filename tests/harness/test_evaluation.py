@@ -258,10 +258,10 @@ def test_an_interrupted_pass_goes_on_with_what_is_missing(
                 assert sample["filtered_resps"] == expected["filtered_resps"]
 
 
-def test_interrupted_generation_goes_on_with_the_next_batch(
+def test_interrupted_generation_goes_on_with_the_next_call(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=5)
+    lm = SteeredHFLM(pretrained=checkpoint, device="cpu", batch_size=1)  # four texts a call
     variants = [BASELINE, Variant("a", booster(1, 0), 3.0)]
     fresh = evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys())
 
@@ -269,7 +269,7 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
         return [[line["resps"] for line in one.results["samples"]["toy_text"]] for one in found]
 
     def interrupted(done: int, total: int) -> None:
-        if done == 10:
+        if done == 8:
             raise KeyboardInterrupt
 
     with ScoreStore(tmp_path / "s.sqlite") as store, pytest.raises(KeyboardInterrupt):
@@ -284,7 +284,7 @@ def test_interrupted_generation_goes_on_with_the_next_batch(
     monkeypatch.setattr(SteeredHFLM, "generate_until", spy)
     with ScoreStore(tmp_path / "s.sqlite") as store:
         assert texts(evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys(), store=store)) == texts(fresh)
-        assert sizes == [2, 5, 5, 2]  # the baseline's last batch, and all of the booster's
+        assert sizes == [4, 4, 4, 4]  # the baseline's last call, and all of the booster's
         evaluate(lm, variants, ["toy_text"], ONE_SHOT, source=toys(), store=store)
     assert len(sizes) == 4 and texts(fresh)[0] != texts(fresh)[1]
 

@@ -223,7 +223,7 @@ def test_the_best_epoch_on_development_documents_is_kept(monkeypatch: pytest.Mon
 
     def run(epochs: int, development: list[float]) -> TrainingResult:
         scripted = iter([Score(loss=9.0, n=4), *(Score(loss=loss, n=4) for loss in development)])
-        monkeypatch.setattr(PreparedObjective, "score", lambda self, examples: next(scripted))
+        monkeypatch.setattr(PreparedObjective, "score", lambda self, examples, processes: next(scripted))
         return train(lm, [examples(lm, limit=8, dev_docs=4)], plain(epochs=epochs, batch_size=4))
 
     best = run(4, [5.0, 2.0, 3.0, 2.5])
