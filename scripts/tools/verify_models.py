@@ -22,7 +22,7 @@ from aft_harness.errors import AftError
 from aft_harness.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
-OUTPUT = ROOT / "leaderboards" / "models.csv"
+OUTPUT = ROOT / "leaderboards" / "models" / "models.csv"
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table: scripts/tools/verify_models.py -->", "<!-- end of table -->"
 KNOWN = {("recurrent_gemma", "padding")}
@@ -55,7 +55,7 @@ def main(only: tuple[str, ...], trace: bool) -> None:
         click.echo("  ".join(f"{name}={value}" for name, value in row.items()), err=True)
     if not only:
         table = pd.DataFrame(rows).fillna("")
-        OUTPUT.parent.mkdir(exist_ok=True)
+        OUTPUT.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(OUTPUT, index=False)
         write_page(table)
     wrong = [f"{row['model']} ({name})" for row in rows for name, found in row.items() if _wrong(row, name, found)]
