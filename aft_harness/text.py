@@ -26,6 +26,19 @@ def reason(error: BaseException, *, sentence: bool = False) -> str:
     return (shown.split(". ")[0] if sentence else shown)[:300]
 
 
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """A text whose part between two marks, which stay, is replaced.
+
+    Args:
+        text: Has both marks.
+        begin: The first.
+        end: The second.
+        content: What stands between them from now on, on lines of its own.
+    """
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
 def shared_start(*texts: str) -> str:
     """The characters that all of some texts begin with."""
     first, last = min(texts), max(texts)

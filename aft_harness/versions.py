@@ -22,6 +22,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def installed() -> dict[str, str]:
+    """What must be the same wherever parts of one study run."""
+    return {**versions(), "aft-harness code": code_digest()}
+
+
 @cache
 def code_digest() -> str:
     """The start of a digest of this package's own code: two checkouts may bear the same version."""

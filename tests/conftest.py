@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -157,21 +158,27 @@ def tiny_model() -> ModelFactory:
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer that `tiny_checkpoint` saves with its models."""
+def saved_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer that `tiny_checkpoint` saves with its models. Tests take `tiny_tokenizer`, a copy."""
     return make_tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tiny_tokenizer(saved_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A module's copy of the tokenizer that `tiny_checkpoint` saves: what one module sets, no other meets."""
+    return copy.deepcopy(saved_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(
-    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    saved_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> CheckpointFactory:
     """A factory of folders with such a model and its tokenizer, for `pretrained=`; takes what `tiny_model` takes."""
 
     def save(architecture: str, **config_overrides: Any) -> Path:
         folder = tmp_path_factory.mktemp(architecture)
         make_tiny_model(architecture, **config_overrides).save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
+        saved_tokenizer.save_pretrained(folder)
         return folder
 
     return save

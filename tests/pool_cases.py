@@ -6,31 +6,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from study_cases import study, study_file
 
 from aft_harness.studies.cells import Work
 from aft_harness.studies.dispatch import Cell
 from aft_harness.studies.plan import Plan
 from aft_harness.studies.worker import Failure, Outcome, Worker
 
-TOYS = str(Path(__file__).parent / "toy_tasks")
 
+class Hands:
+    """Workers that take turns and do whatever a function says; see `dispatch.Pool`. It keeps who did what."""
 
-class Pool:
-    """Workers that take turns; see `dispatch.Pool`.
+    def __init__(self, count: int, act: Callable[[int, Cell], Outcome]) -> None:
+        self.workers, self._act = set(range(count)), act
+        self._due: list[tuple[int, Cell | None]] = [(worker, None) for worker in range(count)]
+        self.did: list[tuple[int, str]] = []
 
-    `dies` is asked before each cell whether its worker is lost with it.
-    """
-
-    def __init__(self, work: Work, count: int, dies: Callable[[Cell], bool] = lambda cell: False) -> None:
-        self._work, self._dies = work, dies
-        self._hands = {worker: Worker(work) for worker in range(count)}
-        self._due: list[tuple[int, Cell | None]] = [(worker, None) for worker in self._hands]
-        self.ran: list[tuple[int, str]] = []
-
-    @property
-    def workers(self) -> set[int]:
-        return set(self._hands)
+    def share(self, value: Any) -> Any:
+        return value
 
     def start(self, worker: int, cell: Cell) -> None:
         self._due.append((worker, cell))
@@ -39,44 +32,54 @@ class Pool:
         worker, cell = self._due.pop(0)
         if cell is None:
             return [(worker, None)]
+        self.did.append((worker, cell.label))
+        outcome = self._act(worker, cell)
+        if isinstance(outcome, Failure) and outcome.lost:
+            self._due.append((worker, None))
+        return [(worker, outcome)]
+
+
+class Pool(Hands):
+    """Workers that run cells.
+
+    `dies` is asked before each cell whether its worker is lost with it; `ran` has the cells of which that was not so.
+    """
+
+    def __init__(self, work: Work, count: int, dies: Callable[[Cell], bool] = lambda cell: False) -> None:
+        super().__init__(count, self._run)
+        self._work, self._dies = work, dies
+        self._hands = {worker: Worker(work) for worker in self.workers}
+        self.ran: list[tuple[int, str]] = []
+
+    def _run(self, worker: int, cell: Cell) -> Outcome:
         if self._dies(cell):
             self._hands[worker].close()
             self._hands[worker] = Worker(self._work)
-            self._due.append((worker, None))
-            return [(worker, Failure("the worker was lost", lost=True))]
+            return Failure("the worker was lost", lost=True)
         self.ran.append((worker, cell.label))
-        return [(worker, self._hands[worker].run(cell.method, cell.model, *cell.arguments))]
+        return self._hands[worker].run(cell.method, cell.model, *cell.arguments)
 
     def close(self) -> None:
         for worker in self._hands.values():
             worker.close()
 
 
-def content(checkpoint: str, **changes: Any) -> dict[str, Any]:
-    """A small study: four boosters, two evaluations that are cut in shares."""
+def _cut(checkpoint: str) -> dict[str, Any]:
+    """What has evaluations cut in shares of several passes."""
     return {
         "models": [{"pretrained": checkpoint, "device": "cpu", "batch_size": 2}],
-        "train": {"toy_choice": None, "both": {"toy_choice": {"limit": 4}, "toy_text": {"limit": 4, "weight": 2.0}}},
-        "evaluate": {"toy_choice": None, "toy_text": {"docs": "0:6", "seeds": [0]}},
-        "layers": [[1]],
-        "seeds": [0, 1],
-        "recipe": {"epochs": 1, "lr": 0.3, "rate_unit": "absolute"},
-        "include_path": [TOYS],
         "workers": {"documents": 3},
-        **changes,
     }
 
 
 def plan_of(checkpoint: str, **changes: Any) -> Plan:
-    """The study as a plan."""
-    return Plan.of(content(checkpoint, **changes))
+    """The study of `study_cases` as a plan, its evaluations cut in shares."""
+    return Plan.of(study(checkpoint, **{**_cut(checkpoint), **changes}))
 
 
 def plan_file(folder: Path, checkpoint: str, **changes: Any) -> Path:
-    """The study as a file."""
-    path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump(content(checkpoint, **changes)))
-    return path
+    """The same as a file."""
+    return study_file(folder, checkpoint, **{**_cut(checkpoint), **changes})
 
 
 def undated(path: Path) -> str:

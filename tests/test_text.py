@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from aft_harness.errors import LONGEST, BoosterError
-from aft_harness.text import printable, shared_start
+from aft_harness.text import between, printable, shared_start
 
 HARMFUL = ["\n", "\r", "\t", "\x00", "\x1b[2J", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ud800", "\ue000"]
 
@@ -33,3 +33,9 @@ def test_a_message_has_a_length() -> None:
 )
 def test_what_texts_begin_with_alike(texts: tuple[str, ...], shared: str) -> None:
     assert shared_start(*texts) == shared_start(*texts[::-1]) == shared_start(*texts, texts[0]) == shared
+
+
+def test_only_what_stands_between_the_marks_is_replaced() -> None:
+    page = "Before <a>\nold\n<b> after <b>\n"
+    assert between(page, "<a>", "<b>", "new\nlines") == "Before <a>\nnew\nlines\n<b> after <b>\n"
+    assert between(between(page, "<a>", "<b>", "new"), "<a>", "<b>", "old") == page

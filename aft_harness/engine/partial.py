@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aft_harness.errors import ModelError
+
+_Forward = Callable[..., Any]
 
 
 class _ReachedError(Exception):
@@ -48,51 +51,42 @@ def computed_up_to(layers: nn.ModuleList, layer: int, run: Callable[[], object])
 
 
 @contextmanager
-def resumed_after(layers: nn.ModuleList, layer: int, output: Any) -> Iterator[None]:
-    """In this block the layers up to `layer` do not run: each returns `output`, as `computed_up_to` gave it.
+def _replaced(modules: Sequence[nn.Module], replacement: Callable[[_Forward], _Forward]) -> Iterator[None]:
+    """In this block modules run what `replacement` makes of their forward functions.
+
+    An instance's own forward function is an offloading wrapper's: it is put back, not dropped.
+    """
+    saved = [vars(module).get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = replacement(module.forward)
+        yield
+    finally:
+        for module, forward in zip(modules, saved, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
+
+
+def resumed_after(layers: nn.ModuleList, layer: int, output: Any) -> AbstractContextManager[None]:
+    """In this context the layers up to `layer` do not run: each returns `output`, as `computed_up_to` gave it.
 
     Injections at `layer` and above apply as ever. The list of layers stays as it is, because models choose masks by the
     index of a layer.
     """
-    replaced = [module for index, module in enumerate(layers) if index <= layer]
-    # An instance's own forward is an offloading wrapper's: it is put back, not dropped.
-    saved = [vars(module).get("forward") for module in replaced]
-    try:
-        for module in replaced:
-            module.forward = lambda *args, **kwargs: output
-        yield
-    finally:
-        for module, forward in zip(replaced, saved, strict=True):
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
+    return _replaced(list(layers)[: layer + 1], lambda forward: lambda *args, **kwargs: output)
 
 
-@contextmanager
-def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """In this block layers keep nothing but their input for the backward pass, and are computed once more there.
+def recomputed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """In this context layers keep nothing but their input for the backward pass, and are computed once more there.
 
     What hooks add to their output is not part of that. The model's own switch for this wants it in training mode, with
     dropout.
     """
-    saved = [vars(module).get("forward") for module in layers]
-
-    def thrifty(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(
-            forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
-
-    try:
-        for module in layers:
-            module.forward = thrifty(module.forward)
-        yield
-    finally:
-        for module, forward in zip(layers, saved, strict=True):
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
+    return _replaced(
+        layers, lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+    )
 
 
 def last_mlp(layers: nn.ModuleList) -> nn.Module | None:
@@ -128,9 +122,8 @@ def given_only(module: nn.Module, keep: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
-    """In this block a module that treats each position by itself runs at some of them; at the others it returns zero.
+def narrowed(module: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
+    """In this context a module that treats each position by itself runs at some of them; it returns zero at the others.
 
     Above the last layer's attention nothing is looked at but the positions whose logits are wanted.
 
@@ -138,23 +131,17 @@ def narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
         module: Takes and returns [batch, positions, hidden]; one that returns anything else runs as ever.
         keep: bool [batch, positions].
     """
-    saved = vars(module).get("forward")
-    forward = module.forward
 
-    def narrow(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or hidden.shape[:-1] != keep.shape:
-            return forward(hidden, *args, **kwargs)
-        chosen = keep.to(hidden.device)
-        output = forward(hidden[chosen].unsqueeze(0))
-        if not isinstance(output, Tensor) or output.shape[:-1] != (1, int(chosen.sum())):
-            return forward(hidden)
-        return output.new_zeros(*hidden.shape[:-1], output.shape[-1]).index_put((chosen,), output[0])
+    def narrow(forward: _Forward) -> _Forward:
+        def at_some(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if args or kwargs or hidden.shape[:-1] != keep.shape:
+                return forward(hidden, *args, **kwargs)
+            chosen = keep.to(hidden.device)
+            output = forward(hidden[chosen].unsqueeze(0))
+            if not isinstance(output, Tensor) or output.shape[:-1] != (1, int(chosen.sum())):
+                return forward(hidden)
+            return output.new_zeros(*hidden.shape[:-1], output.shape[-1]).index_put((chosen,), output[0])
 
-    try:
-        module.forward = narrow
-        yield
-    finally:
-        if saved is None:
-            vars(module).pop("forward", None)
-        else:
-            module.forward = saved
+        return at_some
+
+    return _replaced([module], narrow)

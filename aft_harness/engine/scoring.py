@@ -110,11 +110,6 @@ class Engine:
         return self.forward_pass.packed
 
     @property
-    def alone(self) -> bool:
-        """Whether the model takes one row a pass only, see `Probe`."""
-        return self.probe.alone
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the activations: autocast's where it is on, the model's otherwise."""
         return self.forward_pass.dtype
@@ -184,7 +179,7 @@ class Engine:
         if self.packed:
             width = trie.choose_width(max_tokens, attention_cost=self.forward_pass.attention_cost)
         rows = [replace(row, members=tuple(indices[member] for member in row.members)) for row in trie.rows(width)]
-        return batches(rows, 1 if self.alone else max_tokens)
+        return batches(rows, 1 if self.probe.alone else max_tokens)
 
     def _score_steered(
         self,
@@ -306,7 +301,8 @@ class Engine:
             return self._score_steered(batch, requests, steerings, softmax_dtype)
 
         def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
-            packed, plain = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True)), self.plain()
+            packed = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
+            plain = self.plain()
             for member in members:
                 request = requests[member]
                 (((alone, _),),) = plain.loglikelihoods(

@@ -75,8 +75,8 @@ def _read(cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, scale: 
     rows, length = key.shape[0], key.shape[2]
     if cache.reading:
         key, value = (
-            torch.cat([*(kept.expand(rows, *kept.shape) for kept in parts), own], dim=2)
-            for parts, own in (
+            torch.cat([*(kept.expand(rows, *kept.shape) for kept in parts), new], dim=2)
+            for parts, new in (
                 ([segment.keys[cache.layer] for segment in cache.reading], key),
                 ([segment.values[cache.layer] for segment in cache.reading], value),
             )

@@ -11,8 +11,8 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,24 +105,15 @@ def evaluate(
     asked = arguments(loaded, prompt_format, limit, docs) | {"confirm_run_unsafe_code": confirm_run_unsafe_code}
     environment = _environment(os.getcwd())
     evaluated = []
-    with ExitStack() as stack:
-        stack.enter_context(compiled_templates())
+    with prepared(loaded), ExitStack() as stack:
         stack.callback(gc.unfreeze)
-        for task in loaded["tasks"].values():
-            stack.enter_context(unchanged(task))
-            stack.enter_context(built_once(task))
         for index, variant in enumerate(variants):
             start = time.time()
             gc.freeze()  # what is here stays until the end; looking for garbage in it takes longer than the metrics do
             adapter = VariantLM(shared, index)
             seed(loaded["tasks"].values(), prompt_format)
-            try:
+            with in_one_line(tasks):
                 results: dict[str, Any] = dict(evaluator.evaluate(lm=adapter, task_dict=loaded, **asked))
-            except AftError:
-                raise
-            except (ValueError, KeyError, AssertionError, OSError) as error:  # OSError: data that cannot be fetched
-                why = reason(error)
-                raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {why})") from error
             results["config"] = _config(lm, variant, limit)
             results |= {"date": start, **environment}
             add_tokenizer_info(results, lm)
@@ -130,6 +121,33 @@ def evaluate(
                 _write(results, output, variant, lm, prompt_format)
             evaluated.append(VariantResults(variant, results))
     return evaluated
+
+
+@contextmanager
+def prepared(loaded: Mapping[str, Any]) -> Iterator[None]:
+    """In this block tasks build their prompts once, however often they are evaluated; then they are as they were."""
+    with ExitStack() as stack:
+        stack.enter_context(compiled_templates())
+        for task in loaded["tasks"].values():
+            stack.enter_context(unchanged(task))
+            stack.enter_context(built_once(task))
+        yield
+
+
+@contextmanager
+def in_one_line(tasks: Sequence[str]) -> Iterator[None]:
+    """Makes one line of what lm-eval raises in this block.
+
+    Raises:
+        TaskError: The tasks cannot be evaluated.
+    """
+    try:
+        yield
+    except AftError:
+        raise
+    except (ValueError, KeyError, AssertionError, OSError) as error:  # OSError: data that cannot be fetched
+        why = reason(error)
+        raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {why})") from error
 
 
 def arguments(

@@ -15,16 +15,13 @@ from lm_eval.api.instance import Instance
 
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.part import Part
-from aft_harness.errors import AftError, TaskError
 from aft_harness.harness import evaluation
 from aft_harness.harness.score_store import AnswerStore, Result
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.shared_pass import SharedPass, SteeredLM, VariantLM
-from aft_harness.harness.shared_task import built_once
-from aft_harness.harness.tasks import Tasks, compiled_templates, unchanged
+from aft_harness.harness.tasks import Tasks
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.slices import Slice
-from aft_harness.text import reason
 
 
 class _Answered(Exception):
@@ -89,22 +86,13 @@ def answer(
     loaded = source.load(tasks)
     asked = evaluation.arguments(loaded, prompt_format, limit, docs)
     adapter = _PartLM(SharedPass(lm, variants, store, on_progress, part), 0)
-    with ExitStack() as stack:
-        stack.enter_context(compiled_templates())
+    with evaluation.prepared(loaded), ExitStack() as stack:
         for task in loaded["tasks"].values():
-            stack.enter_context(unchanged(task))
-            stack.enter_context(built_once(task))
             vars(task)["apply_filters"] = _answered
             stack.callback(vars(task).pop, "apply_filters", None)
         evaluation.seed(loaded["tasks"].values(), prompt_format)
-        stack.enter_context(suppress(_Answered))
-        try:
+        with suppress(_Answered), evaluation.in_one_line(tasks):
             evaluator.evaluate(lm=adapter, task_dict=loaded, confirm_run_unsafe_code=confirm_run_unsafe_code, **asked)
-        except (_Answered, AftError):
-            raise
-        except (ValueError, KeyError, AssertionError, OSError) as error:
-            why = reason(error)
-            raise TaskError(f"{', '.join(tasks)} cannot be evaluated ({type(error).__name__}: {why})") from error
 
 
 def _answered(*_: Any) -> None:

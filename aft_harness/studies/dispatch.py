@@ -50,6 +50,9 @@ class Pool(Protocol):
     def workers(self) -> set[int]:
         """Those that are there, or will be."""
 
+    def share(self, value: Any) -> Any:
+        """What stands for a value that goes to many cells."""
+
     def start(self, worker: int, cell: Cell) -> None:
         """Hands a cell to a worker that is free."""
 

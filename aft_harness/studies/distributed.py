@@ -64,14 +64,13 @@ class DistributedStudy:
         Args:
             work: What is asked.
             storage: The work folder.
-            pool: The workers. Whatever is sent to many cells goes to its method `share` first, if it has one.
+            pool: The workers.
             workers: How evaluations are cut.
             on_result: Called with each result, one at a time.
             reports: Whom to report to.
         """
         self._work, self._storage, self._pool, self._workers = work, storage, pool, workers
         self._on_result, self._reports = on_result, reports
-        self._shared: Callable[[Any], Any] = getattr(pool, "share", lambda value: value)
 
     def run(self) -> list[FailedCell]:
         """Runs what is not done yet.
@@ -105,7 +104,7 @@ class DistributedStudy:
             for place, training in enumerate(described.trainings):
                 files = self._made(training)
                 if files is not None:
-                    model.made[place] = self._shared(files)
+                    model.made[place] = self._pool.share(files)
                 else:
                     yield self._training(model, place, training)
             yield from self._evaluations(model)
@@ -130,7 +129,7 @@ class DistributedStudy:
                 raise StudyError("the worker made another booster than was asked for; its model or data differ")
             for name, data in files.items():
                 self._storage.write(name, data)
-            model.made[place] = self._shared(files)
+            model.made[place] = self._pool.share(files)
             yield from self._evaluations(model)
 
         def failed() -> Iterator[Cell]:
@@ -159,7 +158,7 @@ class DistributedStudy:
             for file in self._storage.names(_answers(name)):
                 data = self._storage.read(file)
                 if data is not None and _is_answers(data):
-                    pending.known.append(self._shared(data))
+                    pending.known.append(self._pool.share(data))
             count = shares(
                 pending.asked.documents, pending.asked.written, len(self._pool.workers), self._workers.documents
             )
@@ -185,7 +184,7 @@ class DistributedStudy:
         def done(data: bytes) -> Iterator[Cell]:
             name = hashlib.sha256(data).hexdigest()[:16]
             self._storage.write(f"{_answers(pending.name)}/{name}.answers", data)
-            pending.known.append(self._shared(data))
+            pending.known.append(self._pool.share(data))
             yield from ended()
 
         label = f"{pending.asked.label}, share {part.index + 1} of {part.count}"

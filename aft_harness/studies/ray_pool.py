@@ -16,9 +16,10 @@ from typing import Any
 from aft_harness.errors import StudyError
 from aft_harness.studies.cells import Work
 from aft_harness.studies.dispatch import Cell
-from aft_harness.studies.worker import Failure, Outcome, Worker, installed
+from aft_harness.studies.worker import Failure, Outcome, Worker
 from aft_harness.studies.workers import Place, Workers
 from aft_harness.text import reason
+from aft_harness.versions import installed
 
 _PORT = 10001
 """Where a cluster takes clients, unless it was told otherwise."""
@@ -79,7 +80,7 @@ class RayPool:
         for call in done:
             worker = self._calls.pop(call)
             try:
-                said = self._ray.get(call)
+                answer = self._ray.get(call)
             except self._ray.exceptions.RayError as error:
                 greeted = worker in self._greeted
                 self._lost(worker, error)
@@ -87,9 +88,9 @@ class RayPool:
                     found.append((worker, Failure(f"the worker was lost ({_why(error)})", lost=True)))
                 continue
             if worker in self._greeted:
-                found.append((worker, said))
+                found.append((worker, answer))
             else:
-                check(said["installed"], self._expected, said["host"])
+                check(answer["installed"], self._expected, answer["host"])
                 self._greeted.add(worker)
                 self._starts[worker] = 0
                 found.append((worker, None))
@@ -177,7 +178,7 @@ def opened(place: Place, work: Work, workers: Workers) -> Iterator[RayPool]:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             space = sum(room(node["Resources"], demand) for node in nodes)
             if not space:
-                raise StudyError(f"{place}: no node has {_told(demand)}; name less under workers in the plan")
+                raise StudyError(f"{place}: no node has {_in_words(demand)}; name less under workers in the plan")
             count = workers.count or space
             _probe(ray, [node for node in nodes if room(node["Resources"], demand)])
         pool = RayPool(ray, work, count, demand)
@@ -212,7 +213,7 @@ def room(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
     return int(min(there / asked for there, asked in pairs if asked))
 
 
-def _told(demand: Mapping[str, float]) -> str:
+def _in_words(demand: Mapping[str, float]) -> str:
     gpus = f" and {demand['num_gpus']:g} GPUs" if demand["num_gpus"] else ""
     return f"{demand['num_cpus']:g} CPUs{gpus}"
 
@@ -242,8 +243,8 @@ def _connect(ray: Any, place: Place) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise StudyError(f"{place}: no Ray cluster takes clients there ({said})") from None
+        why = getattr(error, "strerror", None) or error
+        raise StudyError(f"{place}: no Ray cluster takes clients there ({why})") from None
     _initialised(ray, str(place), address=f"ray://{host}:{port}")
 
 
@@ -276,7 +277,7 @@ def _probe(ray: Any, nodes: list[Mapping[str, Any]]) -> None:
     calls = {
         asked.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(list(expected)): str(node.get("NodeManagerHostname") or node["NodeID"])
+        ).remote(): str(node.get("NodeManagerHostname") or node["NodeID"])
         for node in nodes
     }
     for call, host in calls.items():
@@ -289,15 +290,15 @@ def _probe(ray: Any, nodes: list[Mapping[str, Any]]) -> None:
         check(found, expected, host)
 
 
-def _self_contained() -> Callable[[list[str]], dict[str, str] | None]:
+def _self_contained() -> Callable[[], dict[str, str] | None]:
     """A function that travels by value: a node that has no such package can still say so."""
 
-    def found(names: list[str]) -> dict[str, str] | None:
+    def found() -> dict[str, str] | None:
         try:
-            from aft_harness.versions import code_digest, versions
+            from aft_harness.versions import installed
         except ImportError:
             return None
-        return {**versions(), "aft-harness code": code_digest()}
+        return installed()
 
     return found
 

@@ -111,5 +111,4 @@ class Storage:
 
     @staticmethod
     def _reason(error: Exception) -> str:
-        said = getattr(error, "strerror", None) or reason(error)
-        return printable(str(said))[:300]
+        return printable(getattr(error, "strerror", None) or reason(error))[:300]

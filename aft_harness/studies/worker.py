@@ -19,7 +19,7 @@ from aft_harness.engine.part import Part
 from aft_harness.errors import AftError
 from aft_harness.studies.cells import Description, Files, Finished, Opened, Work
 from aft_harness.text import reason
-from aft_harness.versions import code_digest, versions
+from aft_harness.versions import installed
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ class Success:
 
 
 Outcome = Success | Failure
-
-
-def installed() -> dict[str, str]:
-    """What must be the same wherever cells of one study run."""
-    return {**versions(), "aft-harness code": code_digest()}
 
 
 class Worker:

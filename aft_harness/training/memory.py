@@ -54,15 +54,13 @@ class Memory:
         Raises:
             TrainingError: The model alone takes `total`.
         """
-        free = int(_FREE * available(device)) if total is None else total - used(device)
-        if free < _LEAST:
-            if total is None:
-                free = _LEAST
-            else:
-                raise TrainingError(
-                    f"the model alone takes {used(device) / 2**30:.2f} GiB, so {total / 2**30:.2f} GiB are not enough; "
-                    "allow more memory, or load the model in another dtype"
-                )
+        if total is None:
+            free = max(int(_FREE * available(device)), _LEAST)
+        elif (free := total - used(device)) < _LEAST:
+            raise TrainingError(
+                f"the model alone takes {used(device) / 2**30:.2f} GiB, so {total / 2**30:.2f} GiB are not enough; "
+                "allow more memory, or load the model in another dtype"
+            )
         cache = min(cache, int(_CACHED * free))
         passes = int((free - cache) * _IN_USE["cpu" if device.type == "cpu" else "accelerator"])
         return cls(min(passes, PASS) if device.type == "cpu" else passes, cache)

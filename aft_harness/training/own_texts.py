@@ -90,7 +90,8 @@ def learn(
         kept_epoch = state.best[1]
         with run.clock("scoring"), training_injections(lm.engine.layers, kept):
             after = run.sampler.score(run.watched)
-        relative = relative_norms(run.residual, Booster.of(kept))
+        learned = Booster.of(kept)
+        relative = relative_norms(run.residual, learned)
     losses = loss_table(state.rows, state.scores)
     measured: dict[str, Any] = {
         "epoch_losses": tuple(losses.groupby("epoch")["loss"].mean()),
@@ -102,7 +103,7 @@ def learn(
     judges = [task.judge.reward for task in tasks if task.judge is not None]
     origin |= {**measured, "hyperparameters": {**hyperparameters, "rewards": judges}, "licence": licence}
     result = TrainingResult(
-        booster=Booster(Booster.of(kept).injections, Provenance.of(origin)),
+        booster=Booster(learned.injections, Provenance.of(origin)),
         losses=losses,
         **measured,
         kept_epoch=kept_epoch,
@@ -160,7 +161,6 @@ class _Run:
     ) -> tuple[dict[int, Any], State]:
         """Learns; returns the injections of the epoch that is kept, and the account of all."""
         settings, state = self._settings, State()
-        kept = dict(self._injections)
         rates = [group["lr"] for group in adam.param_groups]
         best: dict[str, Tensor] = {}
         if (found := checkpoint.load(self._injections, adam)) is not None:
@@ -197,7 +197,7 @@ class _Run:
             save()
         return {
             layer: part.with_tensors({name: best[f"{layer}.{name}"].to(self._lm.device) for name in part.tensors})
-            for layer, part in kept.items()
+            for layer, part in self._injections.items()
         }, state
 
     def _order(self, epoch: int, count: int) -> list[int]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,24 @@ padding."""
 
 MOST_PADDING = {"cpu": 64, "accelerator": 4096}
 """Padding columns that cost about what another pass does: it starts thousands of operations on a few tokens."""
+
+
+class _Size(NamedTuple):
+    """Of the rows of some examples: how many, their columns, those of the widest, and positions that predict."""
+
+    rows: int = 0
+    columns: int = 0
+    widest: int = 0
+    predictions: int = 0
+
+    def beside(self, other: _Size) -> _Size:
+        """The size of both together."""
+        return _Size(
+            self.rows + other.rows,
+            self.columns + other.columns,
+            max(self.widest, other.widest),
+            self.predictions + other.predictions,
+        )
 
 
 class PreparedExamples:
@@ -112,7 +131,7 @@ class PreparedExamples:
         """Of the requests of each example, [requests], under whatever steering is in force; differentiable."""
         rows = [index for example in examples for index in self._rows_of[example]]
         found: dict[int, Tensor] = {}
-        large = torch.is_grad_enabled() and self._kept(examples) > self._limit
+        large = torch.is_grad_enabled() and self._kept(self._size(examples)) > self._limit
         for batch, parts in self._batches(rows):
             thrifty = self._engine.forward_pass.recomputed(self._lowest) if large else nullcontext()
             with self._resumed(batch, parts), thrifty:
@@ -148,25 +167,27 @@ class PreparedExamples:
     def chunks(self, examples: Sequence[int]) -> Iterator[list[int]]:
         """Consecutive examples whose rows fit one pass."""
         chunk: list[int] = []
+        size = _Size()
         for example in examples:
-            together = [*chunk, example]
-            if chunk and (self._columns(together) > TOKENS_PER_PASS or self._kept(together) > self._limit):
+            together = size.beside(self._size([example]))
+            if chunk and (together.columns > TOKENS_PER_PASS or self._kept(together) > self._limit):
                 yield chunk
-                chunk = []
+                chunk, together = [], self._size([example])
             chunk.append(example)
+            size = together
         if chunk:
             yield chunk
 
-    def _columns(self, examples: Sequence[int]) -> int:
-        return sum(len(self._rows[index]) for example in examples for index in self._rows_of[example])
-
-    def _kept(self, examples: Sequence[int]) -> float:
-        """Bytes that a pass over these examples keeps."""
+    def _size(self, examples: Sequence[int]) -> _Size:
         widths = [len(self._rows[index]) for example in examples for index in self._rows_of[example]]
-        width = max(ROW_WIDTH, *widths) if len(widths) > 1 else max(widths)
         places = (place for example in examples for place in self._places[example])
         predictions = sum(len(self._requests[place].continuation) for place in places)
-        return self._footprint.of(sum(widths), width, predictions)
+        return _Size(len(widths), sum(widths), max(widths, default=0), predictions)
+
+    def _kept(self, size: _Size) -> float:
+        """Bytes that a pass over examples of this size keeps."""
+        width = max(ROW_WIDTH, size.widest) if size.rows > 1 else size.widest
+        return self._footprint.of(size.columns, width, size.predictions)
 
     def _lay(self) -> None:
         """Lays each example in rows of its own, one trie where packed rows are right."""
@@ -188,7 +209,7 @@ class PreparedExamples:
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
-        tokens = 1 if self._engine.alone else TOKENS_PER_PASS
+        tokens = 1 if self._engine.probe.alone else TOKENS_PER_PASS
         for batch in rows_module.batches([row for row, _ in groups], tokens, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 

@@ -86,6 +86,7 @@ def train(
     begun = time.perf_counter()
     if lm.variant.booster is not None:
         raise TrainingError("the model already has a booster; load it without vector= to train a new one")
+    bounds = Memory.of(lm.device, memory, cache_limit)
     if settings.on_own_texts:
         if lm.processes.count > 1:
             raise TrainingError(f"the objective {settings.objective} is trained by one process; start it alone")
@@ -94,7 +95,7 @@ def train(
             tasks,
             settings,
             licence=licence,
-            bounds=Memory.of(lm.device, memory, cache_limit),
+            bounds=bounds,
             start=start,
             keep_texts=keep_texts,
             resume=resume,
@@ -102,7 +103,6 @@ def train(
         )
     chosen = settings.layer_indices(len(lm.engine.layers))
     injections = started(lm, settings, chosen, start)
-    bounds = Memory.of(lm.device, memory, cache_limit)
     clock = Clock()
     epochs: list[EpochLosses] = []
     scores: list[Score | None] = []

@@ -41,8 +41,9 @@ def plan_of(
     """The transfer study of one objective."""
     from aft_harness.harness.suites import folder
 
-    own = objective != "answer"
-    recipe = {"objective": objective, **{name: value for name, value in changes.items() if own or name == "epochs"}}
+    # The learning rate is that of learning from the model's texts.
+    kept = {name: value for name, value in changes.items() if name == "epochs" or objective != "answer"}
+    recipe = {"objective": objective, **kept}
     return {
         "models": [{"pretrained": model, "dtype": "bfloat16", "batch_size": 16}],
         "train": {task: {task: {"limit": documents}}},

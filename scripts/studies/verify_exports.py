@@ -64,6 +64,7 @@ def main(engines: tuple[str, ...], limit: int, folder: Path) -> None:
 def write_page() -> None:
     """Puts the table of all engines' files into the page."""
     from aft_harness.files import write_atomically
+    from aft_harness.text import between
 
     heads = "tool, target, weights, booster, compared with, logits, loglikelihoods, moved by the booster, choices equal"
     heads += ", gain, p"
@@ -86,10 +87,8 @@ def write_page() -> None:
                 *_gain(row),
             )
             lines.append(f"| {' | '.join(map(str, parts))} |")
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomically(PAGE, f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}".encode())
+    text = between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines))
+    write_atomically(PAGE, text.encode())
 
 
 def _gain(row: Mapping[Any, Any]) -> tuple[str, str]:

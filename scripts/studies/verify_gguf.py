@@ -176,14 +176,13 @@ def _gain(python: Path, files: dict[str, Path], limit: int) -> None:
 def write_table(name: str, heads: str, rows: Sequence[Sequence[object]]) -> None:
     """Puts a table into the page."""
     from aft_harness.files import write_atomically
+    from aft_harness.text import between
 
     begin, end = f"<!-- {name}: scripts/studies/verify_gguf.py -->", f"<!-- end of {name} -->"
     lines = [f"| {heads.replace(', ', ' | ')} |", "|---" * len(heads.split(", ")) + "|"]
     lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    table = "\n".join(lines)
-    write_atomically(PAGE, f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}".encode())
+    text = between(PAGE.read_text(encoding="utf-8"), begin, end, "\n".join(lines))
+    write_atomically(PAGE, text.encode())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from models.kinds import KINDS, ROADMAP, cut, small, tokenizer
 
 from aft_harness.errors import AftError
 from aft_harness.files import write_atomically
+from aft_harness.text import between
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "models" / "models.csv"
@@ -77,8 +78,7 @@ def write_page(table: pd.DataFrame) -> None:
             cells.append(value.split("\n")[0])
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {why}" for why, number in reasons.items())]
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    text = f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.split(END)[1]}"
+    text = between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines))
     write_atomically(PAGE, text.encode())
 
 
@@ -89,8 +89,8 @@ def _wrong(row: dict[str, str], name: str, found: str) -> bool:
 def _failure(error: Exception, trace: bool) -> str:
     if trace:
         traceback.print_exc(file=sys.stderr)
-    said = (str(error).strip().splitlines() or [""])[0][:160]
-    return f"FAILED: {said}" if isinstance(error, AftError) else f"FAILED: {type(error).__name__}: {said}"
+    first = (str(error).strip().splitlines() or [""])[0][:160]
+    return f"FAILED: {first}" if isinstance(error, AftError) else f"FAILED: {type(error).__name__}: {first}"
 
 
 if __name__ == "__main__":

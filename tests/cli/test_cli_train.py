@@ -253,8 +253,8 @@ def test_real_gsm8k_trains_on_target_texts_and_changes_what_is_generated(
 
 def test_train_on_own_texts(model: str, in_tmp: Path) -> None:
     (in_tmp / "my_rewards.py").write_text("def long(document, text): return float(len(text) > 12)\n")
-    own = ("--tasks", "toy_text", "--limit", "6", "--epochs", "1", "--keep", "0", "--samples", "4")
-    result = train(model, *own, "--objective", "reward", "--reward", "my_rewards:long")
+    judged = ("--tasks", "toy_text", "--limit", "6", "--epochs", "1", "--keep", "0", "--samples", "4")
+    result = train(model, *judged, "--objective", "reward", "--reward", "my_rewards:long")
     assert result.exit_code == 0, result.stderr
     assert "texts are judged by my_rewards:long" in result.stderr
     assert "negative reward" in result.stdout

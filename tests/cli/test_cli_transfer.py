@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from cli_cases import TOYS, aft, assert_refused
 from click.testing import Result
 from pool_cases import Pool, undated
+from study_cases import study_file
 
 from aft_harness.harness import evaluation
 from aft_harness.harness.score_store import ScoreStore
@@ -34,18 +34,7 @@ def checkpoint(tiny_checkpoint: Any) -> str:
 
 @pytest.fixture
 def plan(checkpoint: str, tmp_path: Path) -> Path:
-    content = {
-        "models": [{"pretrained": checkpoint, "device": "cpu", "batch_size": 4}],
-        "train": {"toy_choice": None, "both": {"toy_choice": {"limit": 4}, "toy_text": {"limit": 4, "weight": 2.0}}},
-        "evaluate": {"toy_choice": None, "toy_text": {"docs": "0:6", "seeds": [0]}},
-        "layers": [[1]],
-        "seeds": [0, 1],
-        "recipe": {"epochs": 1, "lr": 0.3, "rate_unit": "absolute"},
-        "include_path": [TOYS],
-    }
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return study_file(tmp_path, checkpoint)
 
 
 def run(plan: Path, folder: Path, *options: object) -> Result:

@@ -17,9 +17,7 @@ from aft_harness.cli import main
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Any) -> str:
-    folder: Path = tiny_checkpoint("llama")
-    (folder / "chat_template.jinja").unlink(missing_ok=True)  # other tests give the tokenizer one
-    return str(folder)
+    return str(tiny_checkpoint("llama"))
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ if __name__ == "__main__":
     rank = int(os.environ.get("RANK", "0"))
     given, suite, booster, place = *sys.argv[1:4], Path(sys.argv[4])
     trained, steps = train(given, suite)
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "sha256": trained.booster.sha256,
         "gradients": steps,
         "losses": list(trained.epoch_losses),
@@ -88,4 +88,4 @@ if __name__ == "__main__":
         "after": trained.after.loss,
         "counts": evaluate(given, suite, booster, place),
     }
-    (place / f"told-{rank}.json").write_text(json.dumps(told))
+    (place / f"record-{rank}.json").write_text(json.dumps(record))

@@ -19,7 +19,7 @@ from aft_harness.engine.trie import pack
 
 def seen(model: Any, lowest: int, count: int, width: int, predictions: int) -> int:
     """Bytes of the tensors that live between the forward and the backward pass, the oracle: found by the collector."""
-    own = engine(model)
+    runner = engine(model)
     requests = [Request((5,) * (width + 1 - predictions), (5,) * predictions)] * count
     rows = [row for request in requests for row in pack([request.inputs], [predictions], width)]
     (batch,) = batches(rows, count * width)
@@ -30,9 +30,9 @@ def seen(model: Any, lowest: int, count: int, width: int, predictions: int) -> i
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with training_injections(own.layers, {lowest: StaticInjection(vector)}):
+    with training_injections(runner.layers, {lowest: StaticInjection(vector)}):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = own.score(batch, requests, torch.float32)
+            scores = runner.score(batch, requests, torch.float32)
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         found = sum(size for address, size in kept.items() if address not in weights)
         del scores

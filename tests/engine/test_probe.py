@@ -179,7 +179,7 @@ def test_a_model_that_looks_at_the_whole_pass_gets_each_row_alone(longrope: Any)
     runner = engine(longrope)
     (found,) = runner.loglikelihoods(requests, 4000)
     assert_equal(found, expected)
-    assert runner.alone
+    assert runner.probe.alone
 
 
 def test_short_rows_first_prove_nothing_about_long_ones(longrope: Any) -> None:

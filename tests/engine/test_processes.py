@@ -53,7 +53,7 @@ def run(command: list[str], *arguments: object, folder: Path) -> list[dict[str, 
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("told-*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("record-*.json"))]
 
 
 def results(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -69,18 +69,18 @@ def test_two_processes_train_and_evaluate_as_one(tiny_checkpoint: Any, tmp_path:
     arguments = (tiny_checkpoint("llama"), TOYS, booster)
     launch = [sys.executable, "-m", "accelerate.commands.launch", *FLAGS]
     two = run(launch, *arguments, folder=tmp_path / "two")
-    (one,) = run([sys.executable], *arguments, folder=tmp_path / "one")
+    (alone,) = run([sys.executable], *arguments, folder=tmp_path / "one")
 
     assert len(two) == 2 and two[0]["sha256"] == two[1]["sha256"]
-    for told in two:
-        assert len(told["gradients"]) == len(one["gradients"]) == 10
-        assert told["gradients"][0] == pytest.approx(one["gradients"][0], rel=1e-6, abs=1e-9)
+    for record in two:
+        assert len(record["gradients"]) == len(alone["gradients"]) == 10
+        assert record["gradients"][0] == pytest.approx(alone["gradients"][0], rel=1e-6, abs=1e-9)
         for name in ("losses", "step_losses", "divergence", "before", "after"):
-            assert told[name] == pytest.approx(one[name], rel=1e-6), name
+            assert record[name] == pytest.approx(alone[name], rel=1e-6), name
 
     # No document is evaluated twice: what both ran is what one ran, and each ran a part of it.
-    for name, count in one["counts"].items():
-        shares = [told["counts"][name] for told in two]
+    for name, count in alone["counts"].items():
+        shares = [record["counts"][name] for record in two]
         assert min(shares) > 0 and sum(shares) == count, (name, shares, count)
     (ours, our_samples), (theirs, their_samples) = (results(tmp_path / name) for name in ("two", "one"))
     assert set(our_samples) == {"samples_toy_choice", "samples_toy_text", "samples_toy_rolling"}

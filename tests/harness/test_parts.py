@@ -51,17 +51,19 @@ def test_the_parts_are_put_together_to_the_stock_result(checkpoint: str, monkeyp
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: pytest.fail("answered again"))
     found = evaluate(fresh(checkpoint), variants(), NAMES, source=Tasks([TOYS]), store=Answers(answers))
     monkeypatch.undo()
-    for one, other in zip(whole, found, strict=True):
-        assert one.results["samples"] == other.results["samples"]
-        assert one.results["results"] == other.results["results"]
+    for expected, other in zip(whole, found, strict=True):
+        assert expected.results["samples"] == other.results["samples"]
+        assert expected.results["results"] == other.results["results"]
     stock = simple_evaluate(
         fresh(checkpoint), tasks=NAMES, task_manager=TaskManager(include_path=TOYS), bootstrap_iters=0
     )
     assert stock is not None
     for task, samples in stock["samples"].items():
         ours = found[0].results["samples"][task]
-        told = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter", "filtered_resps")
-        assert [[each[name] for name in told] for each in ours] == [[each[name] for name in told] for each in samples]
+        fields = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter", "filtered_resps")
+        assert [[each[name] for name in fields] for each in ours] == [
+            [each[name] for name in fields] for each in samples
+        ]
         assert found[0].results["results"][task] == stock["results"][task]
 
 

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pool_cases import Hands
 
 from aft_harness.errors import StudyError
 from aft_harness.studies.dispatch import ATTEMPTS, Cell, Dispatcher, FailedCell, refuse_failed
 from aft_harness.studies.worker import Failure, Outcome, Success
-
-
-class Hands:
-    """A pool that does whatever a function says; it keeps who did what."""
-
-    def __init__(self, count: int, act: Callable[[int, Cell], Outcome]) -> None:
-        self.workers, self._act = set(range(count)), act
-        self._due: list[tuple[int, Cell | None]] = [(worker, None) for worker in range(count)]
-        self.did: list[tuple[int, str]] = []
-
-    def start(self, worker: int, cell: Cell) -> None:
-        self._due.append((worker, cell))
-
-    def wait(self) -> list[tuple[int, Outcome | None]]:
-        worker, cell = self._due.pop(0)
-        if cell is None:
-            return [(worker, None)]
-        self.did.append((worker, cell.label))
-        outcome = self._act(worker, cell)
-        if isinstance(outcome, Failure) and outcome.lost:
-            self._due.append((worker, None))
-        return [(worker, outcome)]
 
 
 def cell(label: str, model: int = 0, then: tuple[Cell, ...] = (), without: tuple[Cell, ...] = ()) -> Cell:

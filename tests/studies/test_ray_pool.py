@@ -13,8 +13,8 @@ from pool_cases import plan_of, undated
 from aft_harness.errors import StudyError
 from aft_harness.studies import cluster, ray_pool, transfer
 from aft_harness.studies.transfer_cells import TransferWork
-from aft_harness.studies.worker import installed
 from aft_harness.studies.workers import Place, Workers
+from aft_harness.versions import installed
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from gguf_cases import write_gguf
 from lm_eval.tasks import TaskManager
+from study_cases import TOYS, study
 
 import aft_harness as aft
 from aft_harness.boosters.booster import Booster
@@ -28,8 +29,6 @@ from aft_harness.studies import transfer
 from aft_harness.studies.plan import Plan
 from aft_harness.training import train as training
 
-TOYS = str(Path(__file__).parents[1] / "toy_tasks")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Any) -> str:
@@ -37,16 +36,7 @@ def checkpoint(tiny_checkpoint: Any) -> str:
 
 
 def plan_of(checkpoint: str, **changes: Any) -> Plan:
-    content: dict[str, Any] = {
-        "models": [{"pretrained": checkpoint, "device": "cpu", "batch_size": 4}],
-        "train": {"toy_choice": None, "both": {"toy_choice": {"limit": 4}, "toy_text": {"limit": 4, "weight": 2.0}}},
-        "evaluate": {"toy_choice": None, "toy_text": {"docs": "0:6", "seeds": [0]}},
-        "layers": [[1]],
-        "seeds": [0, 1],
-        "recipe": {"epochs": 1, "lr": 0.3, "rate_unit": "absolute"},
-        "include_path": [TOYS],
-    }
-    return Plan.of({**content, **changes})
+    return Plan.of(study(checkpoint, **changes))
 
 
 def undated(frame: pd.DataFrame) -> pd.DataFrame:

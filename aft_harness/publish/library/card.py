@@ -20,6 +20,7 @@ from aft_harness.publish.library.publication import Row, is_claim
 from aft_harness.results import table
 from aft_harness.results.table import SIGNIFICANT, markdown
 from aft_harness.results.text import one_line
+from aft_harness.text import between
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -97,12 +98,12 @@ def render(about: About, previous: str = "") -> str:
         about: What it is about.
         previous: The card that it takes the place of: what stands outside of the part that is written here is kept.
     """
-    body = f"{BEGIN}\n{_body(about)}\n{END}"
+    written = _body(about)
+    body = f"{BEGIN}\n{written}\n{END}"
     previous = previous.replace("\r\n", "\n")
     if BEGIN in previous and END in previous:
         text = re.sub(r"\A\s*---\n.*?\n---\n", "", previous, count=1, flags=re.DOTALL)
-        before, rest = text.split(BEGIN, 1)
-        body = f"{before.lstrip()}{body}{rest.split(END, 1)[1].rstrip()}"
+        body = between(text, BEGIN, END, written).strip()
     return f"---\n{metadata(about).to_yaml()}\n---\n\n{body}\n"
 
 
