@@ -93,8 +93,8 @@ def train(
         licence: Licence to record in the booster.
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
         memory: Bytes that training may take, the model included; None is half of what is free.
-        resume: File for the state of a training with `objective="rejection"` or `"reward"`. After an interruption, the
-            same call resumes from it; the file is removed at the end.
+        resume: File for the state of the training. After an interruption, the same call resumes from it, and ends
+            exactly as if nothing had happened; the file is removed at the end.
         model_args: See `opened`.
         on_examples: Called with the examples of each task before training starts.
         on_progress: Called after each optimiser step with the progress and, of several trainings, which one it is.
@@ -141,10 +141,11 @@ def train(
                 held_out[given.name] = found.held_out
         for examples in drawn:
             on_examples(examples)
-        options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit, "memory": memory}
+        state = Path(resume) if resume else None
+        options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit, "memory": memory, "resume": state}
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
-            options |= {"start": begun, "keep_texts": keep_texts, "resume": Path(resume) if resume else None}
+            options |= {"start": begun, "keep_texts": keep_texts}
             result = training.train(lm, drawn, how, on_progress=report, **options)
         else:
             candidates = sweep.automatic_layers(len(lm.engine.layers))
@@ -153,6 +154,8 @@ def train(
                 on_progress(progress, f"layer {candidates[done]}, {done + 1} of {total}")
 
             result, _ = sweep.best_layer(lm, drawn, how, candidates, on_training=report_layer, **options)
+        if state is not None:
+            state.unlink(missing_ok=True)
         if not held_out:
             return result
         return replace(result, held_out=_paired(lm, [BASELINE, Variant("booster", result.booster)], held_out))

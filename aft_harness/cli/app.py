@@ -6,10 +6,12 @@ Exit codes: 0 done, 1 the work went wrong, 2 the command line cannot be understo
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -102,7 +104,7 @@ class _Command(_Ends):
             echo_error(error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo(f"Interrupted: {printable(ctx.meta.get(KEPT, 'nothing was written'))}.", err=True)
+            click.echo(f"Interrupted: {printable(_kept(ctx))}.", err=True)
             ctx.exit(130)
 
 
@@ -150,8 +152,16 @@ Group.group_class = Group
 
 
 def resumable(context: click.Context, place: object) -> None:
-    """What an interrupted command says of the work that is kept in a file or folder."""
-    context.meta[KEPT] = f"finished work is kept in {place}; rerun the same command to resume"
+    """Where a command keeps finished work, for what it says when it is interrupted: a file, a folder or an address."""
+    context.meta[KEPT] = place
+
+
+def _kept(context: click.Context) -> str:
+    place = context.meta.get(KEPT)
+    # Of several trainings each has a file whose name begins like this.
+    if place is None or (isinstance(place, Path) and not any(place.parent.glob(f"{glob.escape(place.name)}*"))):
+        return "nothing was written"
+    return f"finished work is kept in {place}; rerun the same command to resume"
 
 
 @contextmanager

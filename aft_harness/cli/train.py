@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aft_harness.cli.app import CONTEXT, is_first_process, main
+from aft_harness.cli.app import CONTEXT, is_first_process, main, resumable
 from aft_harness.cli.drawing import mixture, training_drawing_options
 from aft_harness.cli.options import (
     check_model,
@@ -70,7 +70,9 @@ from aft_harness.training.recipe import Settings
 )
 @click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
+@click.pass_context
 def train(
+    context: click.Context,
     *,
     model: dict[str, Any],
     drawing: dict[str, Any],
@@ -88,7 +90,8 @@ def train(
     """Train a booster on lm-eval tasks, or on pairs of texts.
 
     The model stays frozen; training learns vectors that make the correct answers, or the chosen texts, more likely.
-    With --objective rejection or reward it learns from its own texts; rerun the same command to resume such a training.
+    With --objective rejection or reward it learns from its own texts. If training is interrupted, rerun the same
+    command to resume.
     """
     tasks, pairs = mixture(**drawing)
     shots = {"--num-fewshot": prompting["num_fewshot"], "--fewshot-as-multiturn": prompting["fewshot_as_multiturn"]}
@@ -98,6 +101,8 @@ def train(
         from aft_harness import api
 
         check_model(model, layers)
+        state = output.with_name(f"{output.name}.resume")
+        resumable(context, state)
         name, arguments = model_arguments(model)
         with training_bar() as update:
             result = api.train(
@@ -111,7 +116,7 @@ def train(
                 licence=licence,
                 cache_limit=int(cache_limit * 2**30),
                 memory=None if memory is None else int(memory * 2**30),
-                resume=output.with_name(f"{output.name}.resume"),
+                resume=state,
                 model_args=arguments,
                 on_examples=show_examples,
                 on_progress=update,

@@ -197,8 +197,7 @@ def layers(
             def report(progress: TrainingProgress, done: int = done) -> None:
                 on_training(done, len(candidates), progress)
 
-            booster = training.train(lm, tasks, at_layer, on_progress=report).booster
-            booster.save(path)
+            booster = training.train_into(path, lm, tasks, at_layer, report)
         variants.append(Variant(f"layer {layer}", booster))
     return run(lm, variants, "layers", tasks, examples, test, settings.choice_norm, store, on_progress)
 
@@ -279,6 +278,7 @@ def best_layer(
     licence: str | None = None,
     cache_limit: int = training.CACHE_LIMIT,
     memory: int | None = None,
+    resume: Path | None = None,
     on_training: Callable[[int, int, TrainingProgress], None] = ignore,
 ) -> tuple[TrainingResult, dict[int, Score]]:
     """Trains at each of several layers and keeps the booster that does best on development documents.
@@ -291,6 +291,7 @@ def best_layer(
         licence: See `training.train`.
         cache_limit: See `training.train`.
         memory: See `training.train`.
+        resume: File name for the states of the trainings, see `training.train`; each layer's has its number appended.
         on_training: Called with how many layers are trained, of how many, and the progress of the present one.
 
     Returns:
@@ -303,6 +304,7 @@ def best_layer(
     if not examples:
         raise TrainingError("layers are chosen on development documents; set some aside")
     tried: dict[int, TrainingResult] = {}
+    states = {layer: resume and resume.with_name(f"{resume.name}-{layer}") for layer in candidates}
     for done, layer in enumerate(candidates):
 
         def report(progress: TrainingProgress, done: int = done) -> None:
@@ -315,12 +317,15 @@ def best_layer(
             licence=licence,
             cache_limit=cache_limit,
             memory=memory,
+            resume=states[layer],
             on_progress=report,
         )
     variants = [Variant(f"layer {layer}", result.booster) for layer, result in tried.items()]
     scores = dict(zip(tried, ranking_scores(lm, variants, tasks, examples, settings.choice_norm), strict=True))
     best = tried[min(scores, key=lambda layer: scores[layer].rank)]
     sweep = {str(layer): score for layer, score in scores.items()}
+    for state in filter(None, states.values()):
+        state.unlink(missing_ok=True)
     return replace(best, booster=best.booster.with_provenance(layer_sweep=sweep)), scores
 
 

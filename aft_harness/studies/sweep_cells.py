@@ -25,9 +25,9 @@ from aft_harness.slices import Slice
 from aft_harness.studies import sweep
 from aft_harness.studies.cells import Description, Evaluated, Finished, Training
 from aft_harness.studies.transfer_cells import extent
-from aft_harness.training import train as training
 from aft_harness.training.identity import training_identity
 from aft_harness.training.recipe import Settings
+from aft_harness.training.train import train_into
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class SweepCells:
     def train(self, training: int) -> None:
         """Makes the booster of a layer."""
         layer = self._candidates[training]
-        made = _trained(self._lm, self._drawn, replace(self._work.settings, layers=layer))
-        made.save(self._folder / sweep.layer_file(layer))
+        settings = replace(self._work.settings, layers=layer)
+        train_into(self._folder / sweep.layer_file(layer), self._lm, self._drawn, settings)
 
     def result(self, evaluation: int, boosters: Sequence[Booster]) -> str:
         """A name by which answers are found again; a sweep has no file of results in its work."""
@@ -150,7 +150,3 @@ class SweepCells:
 
     def _identity(self, layer: int) -> str:
         return training_identity(self._lm, self._drawn, replace(self._work.settings, layers=layer))
-
-
-def _trained(lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings) -> Booster:
-    return training.train(lm, tasks, settings).booster

@@ -148,9 +148,7 @@ class Study:
         booster = cell.made(self.folder)
         if booster is None:
             make_folder(cell.path(self.folder).parent)
-            resume = cell.path(self.folder).with_suffix(".resume")
-            booster = training.train(self.lm, cell.tasks, cell.settings, resume=resume, on_progress=on_progress).booster
-            booster.save(cell.path(self.folder))
+            booster = training.train_into(cell.path(self.folder), self.lm, cell.tasks, cell.settings, on_progress)
         return booster
 
     def evaluate(

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aft_harness.boosters.injections import Injection
+from aft_harness.engine.processes import ALONE, Processes
 from aft_harness.errors import AftError
 from aft_harness.files import read_regular, write_atomically
+from aft_harness.versions import installed
 
 LIMIT = 2**30
 """Bytes that are read of a file at most."""
@@ -27,14 +29,17 @@ LIMIT = 2**30
 class Checkpoint:
     """A file that holds the state of one training."""
 
-    def __init__(self, path: Path | None, identity: str) -> None:
+    def __init__(self, path: Path | None, training: str, processes: Processes = ALONE) -> None:
         """Nothing is read or written yet.
 
         Args:
             path: The file; None keeps nothing.
-            identity: Of the training, see `training_identity`.
+            training: Its identity, see `training_identity`. What another version of the package or of torch began is
+                not gone on with: it would end as neither of them would have.
+            processes: Of which the first reads and writes.
         """
-        self._path, self._identity = path, identity
+        self._path, self._identity = path, [training, installed(), processes.count]
+        self._processes = processes
 
     def save(
         self, injections: Mapping[int, Injection], adam: Optimizer, best: Mapping[str, Tensor], state: Mapping[str, Any]
@@ -47,7 +52,7 @@ class Checkpoint:
             best: Tensors of the epoch that is kept so far, by name.
             state: Everything else, as JSON knows it.
         """
-        if self._path is None:
+        if self._path is None or self._processes.rank:
             return
         tensors = {f"now.{name}": tensor.detach() for name, tensor in named(injections).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -65,10 +70,10 @@ class Checkpoint:
         Returns:
             The state, and the tensors of the epoch that is kept so far.
         """
-        if self._path is None or not self._path.is_file():
+        data = self._processes.gathered(self._read())[0]
+        if data is None:
             return None
         try:
-            data = read_regular(self._path, LIMIT)
             length = int.from_bytes(data[:8], "little")
             described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["aft"])
             tensors = load(data)
@@ -89,12 +94,28 @@ class Checkpoint:
         best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
         return dict(described["state"]), best
 
-    def remove(self) -> None:
-        """Removes the file: the training is finished."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def _read(self) -> bytes | None:
+        if self._path is None or self._processes.rank:
+            return None
+        try:
+            return read_regular(self._path, LIMIT)
+        except AftError:
+            return None
 
 
 def named(injections: Mapping[int, Injection]) -> dict[str, Tensor]:
     """The tensors of injections by `LAYER.NAME`."""
     return {f"{layer}.{name}": tensor for layer, part in injections.items() for name, tensor in part.tensors.items()}
+
+
+def copied(injections: Mapping[int, Injection]) -> dict[str, Tensor]:
+    """Copies of the tensors of injections, by `LAYER.NAME`."""
+    return {name: tensor.detach().clone() for name, tensor in named(injections).items()}
+
+
+def restored(injections: Mapping[int, Injection], tensors: Mapping[str, Tensor]) -> dict[int, Injection]:
+    """The injections with other tensors, as `copied` or `Checkpoint.load` gave them, on the devices of theirs."""
+    return {
+        layer: part.with_tensors({name: tensors[f"{layer}.{name}"].to(old) for name, old in part.tensors.items()})
+        for layer, part in injections.items()
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,19 +20,24 @@ from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class EpochLosses:
-    """The training losses of one epoch, as they ran.
+    """The training losses of one epoch, as they run; all of it is plain JSON.
 
     Attributes:
-        mean: Weighted mean over the examples.
         steps: Of each optimiser step's batch.
+        weights: Of its examples together.
         divergences: From the unsteered model on the texts of each step, in nats a token; empty if none are kept.
     """
 
-    mean: float
-    steps: tuple[float, ...]
-    divergences: tuple[float, ...] = ()
+    steps: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Weighted mean over the examples."""
+        return sum(loss * weight for loss, weight in zip(self.steps, self.weights, strict=True)) / sum(self.weights)
 
 
 def run_epoch(
@@ -41,11 +46,12 @@ def run_epoch(
     settings: Settings,
     schedule: LRScheduler,
     epoch: int,
+    found: EpochLosses,
     gradients_are_finite: Callable[[], bool],
     on_progress: OnTraining,
     keeping: Keeping | None = None,
     processes: Processes = ALONE,
-) -> EpochLosses:
+) -> None:
     """Learns from each example once, in a seeded order.
 
     Args:
@@ -54,6 +60,7 @@ def run_epoch(
         settings: Batch size and seed are used.
         schedule: Of the optimiser that steps.
         epoch: Which pass this is, from 1.
+        found: Takes the losses of each step; the steps that it has already are not taken again.
         gradients_are_finite: Asked before each step.
         on_progress: Called after each step.
         keeping: What the model is held to itself on, by the weight in the settings.
@@ -64,9 +71,7 @@ def run_epoch(
     """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
     steps = math.ceil(len(examples) / settings.batch_size)
-    total = weight_seen = 0.0
-    step_losses, divergences = [], []
-    for step in range(steps):
+    for step in range(len(found.steps), steps):
         places = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
         batch = [examples[place] for place in places]
         weight = sum(objective.examples[index].weight for index in batch)
@@ -89,19 +94,17 @@ def run_epoch(
                 divergence = kept.item()
         batch_loss, divergence = _shared(processes, schedule.optimizer, batch_loss, divergence)
         if keeping is not None:
-            divergences.append(divergence)
+            found.divergences.append(divergence)
         if not math.isfinite(batch_loss) or not gradients_are_finite():
             raise TrainingError(
                 f"the loss became {batch_loss} in epoch {epoch}; lower the learning rate ({settings.lr:g})"
             )
         schedule.optimizer.step()
         schedule.step()
-        step_losses.append(batch_loss)
-        total += batch_loss * weight
-        weight_seen += weight
+        found.steps.append(batch_loss)
+        found.weights.append(weight)
         done = (epoch - 1) * steps + step + 1
-        on_progress(TrainingProgress(done, settings.epochs * steps, epoch, total / weight_seen))
-    return EpochLosses(total / weight_seen, tuple(step_losses), tuple(divergences))
+        on_progress(TrainingProgress(done, settings.epochs * steps, epoch, found.mean))
 
 
 def _shared(processes: Processes, optimiser: torch.optim.Optimizer, *losses: float) -> tuple[float, ...]:

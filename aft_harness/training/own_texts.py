@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.boosters.provenance import Provenance
 from aft_harness.engine.footprint import Footprint, footprint
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.scoring import Request
@@ -29,7 +28,7 @@ from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import OnTraining, TrainingProgress
 from aft_harness.training import optimiser
 from aft_harness.training.account import State, loss_table, mean
-from aft_harness.training.checkpoint import Checkpoint, named
+from aft_harness.training.checkpoint import Checkpoint, copied, restored
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.keeping import Keeping
 from aft_harness.training.memory import Memory
@@ -37,7 +36,7 @@ from aft_harness.training.policy import is_informative, policy_loss, rejection_l
 from aft_harness.training.prepared import PreparedExamples
 from aft_harness.training.prepared_objective import AtStrength
 from aft_harness.training.recipe import Settings
-from aft_harness.training.result import TrainingResult
+from aft_harness.training.result import TrainingResult, finished
 from aft_harness.training.sampling import Sampled, Sampler, measures
 
 logger = logging.getLogger(__name__)
@@ -90,33 +89,27 @@ def learn(
         kept_epoch = state.best[1]
         with run.clock("scoring"), training_injections(lm.engine.layers, kept):
             after = run.sampler.score(run.watched)
-        learned = Booster.of(kept)
-        relative = relative_norms(run.residual, learned)
+        booster = Booster.of(kept)
+        relative = relative_norms(run.residual, booster)
     losses = loss_table(state.rows, state.scores)
-    measured: dict[str, Any] = {
-        "epoch_losses": tuple(losses.groupby("epoch")["loss"].mean()),
-        "measured_on": "development" if run.development else "training",
-        "before": before,
-        "after": after,
-    }
-    hyperparameters = {**settings.recorded(), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch}
-    judges = [task.judge.reward for task in tasks if task.judge is not None]
-    origin |= {**measured, "hyperparameters": {**hyperparameters, "rewards": judges}, "licence": licence}
-    result = TrainingResult(
-        booster=Booster(learned.injections, Provenance.of(origin)),
+    return finished(
+        booster,
+        origin,
+        settings,
+        chosen,
+        recorded={"rewards": [task.judge.reward for task in tasks if task.judge is not None]},
+        licence=licence,
         losses=losses,
-        **measured,
+        epoch_losses=tuple(losses.groupby("epoch")["loss"].mean()),
+        measured_on="development" if run.development else "training",
+        before=before,
+        after=after,
         kept_epoch=kept_epoch,
         relative_norm=relative,
         seconds=state.elapsed + time.perf_counter() - begun,
         stages=run.clock.seconds,
         peak_memory=peak_memory(lm.device),
     )
-    for concern in result.concerns:
-        logger.warning(concern)
-    # Last: until there is a result, the training can be resumed.
-    checkpoint.remove()
-    return result
 
 
 class _Run:
@@ -191,14 +184,11 @@ class _Run:
             # Without development documents there is nothing to choose by: the last epoch is kept.
             if state.best is None or score is None or score.loss < state.best[0]:
                 state.best = (score.loss if score else math.inf, state.epoch)
-                best = {name: tensor.detach().clone() for name, tensor in named(self._injections).items()}
+                best = copied(self._injections)
             state.epoch, state.step, state.drawn = state.epoch + 1, 0, 0
             state.kept, state.seen = {}, []
             save()
-        return {
-            layer: part.with_tensors({name: best[f"{layer}.{name}"].to(self._lm.device) for name in part.tensors})
-            for layer, part in self._injections.items()
-        }, state
+        return restored(self._injections, best), state
 
     def _order(self, epoch: int, count: int) -> list[int]:
         seed = self._settings.seed * 1_000_003 + epoch

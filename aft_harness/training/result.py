@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.boosters.provenance import Score
+from aft_harness.boosters.provenance import Provenance, Score
 from aft_harness.files import write_atomically
 from aft_harness.results import plots
 from aft_harness.training.loop import EpochLosses
+from aft_harness.training.recipe import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,42 @@ class TrainingResult:
         write_atomically(table, self.losses.to_csv(index=False).encode())
         self.plot(picture)
         return table, picture
+
+
+def finished(
+    booster: Booster,
+    origin: Mapping[str, Any],
+    settings: Settings,
+    layers: Sequence[int],
+    *,
+    recorded: Mapping[str, Any],
+    licence: str | None,
+    **measured: Any,
+) -> TrainingResult:
+    """The result of a training; warns of what is wrong with it.
+
+    Args:
+        booster: What was learned.
+        origin: Its provenance, but for what came out, see `groundwork.provenance`.
+        settings: How it was trained.
+        layers: Which were trained.
+        recorded: Further hyperparameters, as they were used.
+        licence: Of the booster.
+        **measured: All other fields of the result.
+    """
+    hyperparameters = {
+        **settings.recorded(),
+        "layers": list(layers),
+        "optimiser": "adam",
+        "kept_epoch": measured["kept_epoch"],
+        **recorded,
+    }
+    found = {name: measured[name] for name in ("epoch_losses", "measured_on", "before", "after")}
+    provenance = Provenance.of({**origin, **found, "hyperparameters": hyperparameters, "licence": licence})
+    result = TrainingResult(booster=Booster(booster.injections, provenance), **measured)
+    for concern in result.concerns:
+        logger.warning(concern)
+    return result
 
 
 def loss_table(epochs: Sequence[EpochLosses], development: Sequence[Score | None]) -> pd.DataFrame:

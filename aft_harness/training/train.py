@@ -6,17 +6,14 @@ loaded model and Adam. Knows nothing of tasks' formats or of the command line.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.boosters.provenance import Provenance, Score
 from aft_harness.engine.footprint import footprint
 from aft_harness.engine.memory import peak_memory
 from aft_harness.engine.steering import training_injections
@@ -25,16 +22,16 @@ from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.progress import OnTraining, TrainingProgress, ignore
 from aft_harness.training import optimiser, own_texts
+from aft_harness.training.checkpoint import Checkpoint
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
 from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.keeping import Keeping
-from aft_harness.training.loop import EpochLosses, run_epoch
+from aft_harness.training.loop import run_epoch
 from aft_harness.training.memory import Memory
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
-from aft_harness.training.result import TrainingResult, loss_table
-
-logger = logging.getLogger(__name__)
+from aft_harness.training.result import TrainingResult, finished, loss_table
+from aft_harness.training.resumption import ResumableProgress
 
 CACHE_LIMIT = 2 * 2**30
 """Bytes of hidden states that stay in memory."""
@@ -73,8 +70,8 @@ def train(
             keep for its backward pass, the fewer examples it has, and gradients accumulate.
         start: Where training starts; None, and layers that it lacks, start from no change.
         keep_texts: Plain texts on which the model is held to itself; None takes texts that it writes.
-        resume: File for the state of a training on the model's own texts, which an interrupted one goes on from; None
-            keeps none. Other objectives start again.
+        resume: File for the state of the training, which an interrupted one goes on from, bit for bit; None keeps none.
+            It is the caller's to remove once the booster is safe.
         on_progress: Called while hidden states are cached and after each optimiser step.
 
     Raises:
@@ -103,10 +100,8 @@ def train(
         )
     chosen = settings.layer_indices(len(lm.engine.layers))
     injections = started(lm, settings, chosen, start)
+    origin = provenance(lm, tasks, settings, start, keep_texts)
     clock = Clock()
-    epochs: list[EpochLosses] = []
-    scores: list[Score | None] = []
-    best: tuple[float, int, Booster] | None = None
     with ExitStack() as stack:
         hidden = stack.enter_context(HiddenStates(bounds.cache))
         stack.enter_context(frozen(lm.model))
@@ -128,59 +123,68 @@ def train(
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
         schedule = optimiser.scheduler(adam, settings.schedule, steps)
         finite = partial(optimiser.finite, injections)
+        checkpoint = Checkpoint(resume, str(origin["training_sha256"]), lm.processes)
+        progress = ResumableProgress(checkpoint, injections, schedule)
         with training_injections(lm.engine.layers, injections) as at_strength, objective.steered(at_strength):
-            for epoch in range(1, settings.epochs + 1):
+
+            def report(step: TrainingProgress) -> None:
+                progress.save_now_and_then()
+                on_progress(step)
+
+            while progress.epoch <= settings.epochs:
                 with clock("training"):
-                    epochs.append(
-                        run_epoch(
-                            objective,
-                            objective.train,
-                            settings,
-                            schedule,
-                            epoch,
-                            finite,
-                            on_progress,
-                            keeping,
-                            lm.processes,
-                        )
+                    run_epoch(
+                        objective,
+                        objective.train,
+                        settings,
+                        schedule,
+                        progress.epoch,
+                        progress.losses(),
+                        finite,
+                        report,
+                        keeping,
+                        lm.processes,
                     )
                 with clock("scoring"):
                     development = objective.development
-                    scores.append(objective.score(development, lm.processes) if development else None)
-                # Without development documents there is nothing to choose by: the last epoch is kept.
-                score = scores[-1]
-                if best is None or score is None or score.loss < best[0]:
-                    best = (score.loss if score else math.inf, epoch, Booster.of(injections))
-            assert best is not None
-            _, kept_epoch, kept = best
-            with clock("scoring"):
-                after = scores[kept_epoch - 1] or objective.score(watched, lm.processes)
-        relative = relative_norms(residual, kept)
-    measured: dict[str, Any] = {
-        "epoch_losses": tuple(epoch.mean for epoch in epochs),
-        "measured_on": "development" if objective.development else "training",
-        "before": before,
-        "after": after,
-    }
-    hyperparameters = {**settings.recorded(), "layers": list(chosen), "optimiser": "adam", "kept_epoch": kept_epoch}
-    origin = provenance(lm, tasks, settings, start, keep_texts) | {
-        **measured,
-        "hyperparameters": {**hyperparameters, "temperatures": objective.temperatures},
-        "licence": licence,
-    }
-    result = TrainingResult(
-        booster=Booster(kept.injections, Provenance.of(origin)),
-        losses=loss_table(epochs, scores),
-        **measured,
+                    score = objective.score(development, lm.processes) if development else None
+                progress.end_epoch(score)
+            kept, kept_epoch = progress.kept()
+            after = progress.scores[kept_epoch - 1]
+            if after is None:  # the last epoch is kept, whose parameters are in force
+                with clock("scoring"):
+                    after = objective.score(watched, lm.processes)
+        booster = Booster.of(kept)
+        relative = relative_norms(residual, booster)
+    return finished(
+        booster,
+        origin,
+        settings,
+        chosen,
+        recorded={"temperatures": objective.temperatures},
+        licence=licence,
+        losses=loss_table(progress.epochs, progress.scores),
+        epoch_losses=tuple(epoch.mean for epoch in progress.epochs),
+        measured_on="development" if objective.development else "training",
+        before=before,
+        after=after,
         kept_epoch=kept_epoch,
         relative_norm=relative,
-        seconds=time.perf_counter() - begun,
+        seconds=progress.elapsed + time.perf_counter() - begun,
         stages=clock.seconds,
         peak_memory=peak_memory(lm.device),
     )
-    for concern in result.concerns:
-        logger.warning(concern)
-    return result
+
+
+def train_into(
+    path: Path, lm: SteeredHFLM, tasks: Sequence[TaskExamples], settings: Settings, on_progress: OnTraining = ignore
+) -> Booster:
+    """Trains a booster and saves it under `path`, from where an interrupted call stopped; see `train`."""
+    resume = path.with_suffix(".resume")
+    booster = train(lm, tasks, settings, resume=resume, on_progress=on_progress).booster
+    booster.save(path)
+    resume.unlink(missing_ok=True)
+    return booster
 
 
 def _report_caching(on_progress: OnTraining, steps: int, done: int, total: int) -> None:

@@ -214,6 +214,36 @@ def test_ctrl_c_leaves_nothing_behind(model: str, in_tmp: Path, monkeypatch: pyt
     assert os.listdir(in_tmp) == []
 
 
+@pytest.mark.parametrize("options", [["--layer", "1"], ["--layer", "auto", "--dev-docs", "4"]])
+def test_the_same_command_resumes(
+    options: list[str], model: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aft_harness.training import train as training
+    from aft_harness.training.loop import run_epoch
+
+    asked = [*options, "--limit", "6", "--epochs", "3"]
+    assert train(model, *asked, output="whole.safetensors").exit_code == 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        run_epoch(*args, **kwargs)
+
+    monkeypatch.setattr(training, "run_epoch", interrupted)
+    left = iter(range(2))
+    result = train(model, *asked)
+    assert result.exit_code == 130
+    kept = "Interrupted: finished work is kept in a.safetensors.resume; rerun the same command to resume.\n"
+    assert result.stderr.endswith(kept)
+    assert not Path("a.safetensors").exists() and list(in_tmp.glob("a.safetensors.resume*"))
+    left = iter(range(100))
+    assert train(model, *asked).exit_code == 0
+    assert sorted(os.listdir(in_tmp)) == ["a.safetensors", "whole.safetensors"]
+    assert Booster.load("a.safetensors").sha256 == Booster.load("whole.safetensors").sha256
+    if "auto" not in options:  # the first call did two epochs of three
+        assert next(left) == 1
+
+
 def test_a_contextual_booster_is_trained_shown_and_evaluated(model: str, in_tmp: Path) -> None:
     options = ["--limit", "6", "--epochs", "2", "--lr", "0.05", "--kind", "contextual", "--rank", "3", "--layer", "1"]
     assert train(model, *options, "--rate-unit", "absolute", "--schedule", "constant").exit_code == 0

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from pool_cases import TOYS, Pool
+from pool_cases import Pool
+from study_cases import TOYS
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.layers import Layers

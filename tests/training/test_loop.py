@@ -48,7 +48,8 @@ def run(
     optimiser = torch.optim.SGD([objective.x], lr=settings.lr)
     schedule = scheduler(optimiser, "constant", 100)
     seen: list[TrainingProgress] = []
-    losses = run_epoch(objective, examples, settings, schedule, epoch, lambda: finite, seen.append)  # type: ignore[arg-type]
+    losses = EpochLosses()
+    run_epoch(objective, examples, settings, schedule, epoch, losses, lambda: finite, seen.append)  # type: ignore[arg-type]
     return losses, seen
 
 
@@ -88,6 +89,18 @@ def test_the_order_follows_seed_and_epoch() -> None:
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
     assert order(0, 1) == orders[0]
     assert len({tuple(each) for each in orders}) == 4 and all(sorted(each) == list(range(20)) for each in orders)
+
+
+def test_steps_that_were_taken_are_not_taken_again() -> None:
+    whole, resumed = Parabolas([1.0] * 7), Parabolas([1.0] * 7)
+    settings = plain(batch_size=3)
+    losses, _ = run(whole, range(7), settings)
+    schedule = scheduler(torch.optim.SGD([resumed.x], lr=settings.lr), "constant", 100)
+    found = EpochLosses(losses.steps[:2], losses.weights[:2])
+    seen: list[TrainingProgress] = []
+    run_epoch(resumed, range(7), settings, schedule, 1, found, lambda: True, seen.append)  # type: ignore[arg-type]
+    assert resumed.seen == whole.seen[6:] and [progress.step for progress in seen] == [3]
+    assert found.steps[:2] == losses.steps[:2] and found.weights == losses.weights
 
 
 def test_only_the_examples_that_are_named_are_learned_from() -> None:

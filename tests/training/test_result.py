@@ -27,7 +27,7 @@ def trained() -> TrainingResult:
 
 def test_the_table_has_a_row_a_step_and_development_losses_at_the_ends_of_epochs() -> None:
     table = loss_table(
-        [EpochLosses(3.5, (4.0, 3.0), (0.2, 0.1)), EpochLosses(1.5, (2.0, 1.0))],
+        [EpochLosses([4.0, 3.0], [2.0, 1.0], [0.2, 0.1]), EpochLosses([2.0, 1.0], [2.0, 1.0])],
         [Score(loss=9.0, n=1), Score(loss=8.0, n=1)],
     )
     nan = math.nan
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_a_step_and_development_losses_at_the_ends_of_epochs
         }
     )
     pd.testing.assert_frame_equal(table, expected)
-    assert loss_table([EpochLosses(3.5, (4.0, 3.0))], [None])["development_loss"].isna().all()
+    assert loss_table([EpochLosses([4.0, 3.0], [2.0, 1.0])], [None])["development_loss"].isna().all()
 
 
 def test_a_training_that_went_wrong_says_so(caplog: pytest.LogCaptureFixture) -> None:

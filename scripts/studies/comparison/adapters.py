@@ -25,7 +25,7 @@ from torch import nn
 
 from aft_harness.engine.scoring import Engine
 from aft_harness.training import optimiser
-from aft_harness.training.loop import run_epoch
+from aft_harness.training.loop import EpochLosses, run_epoch
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Objective, Settings
 
@@ -85,7 +85,8 @@ def _trained(
         objective = PreparedObjective(engine, [examples], settings)
         try:
             for epoch in range(1, EPOCHS + 1):
-                run_epoch(objective, objective.train, settings, schedule, epoch, lambda: True, stop_late)
+                losses = EpochLosses()
+                run_epoch(objective, objective.train, settings, schedule, epoch, losses, lambda: True, stop_late)
         except TimeoutError:
             click.echo(f"    stopped after {BUDGET:.0f} s", err=True)
         seconds = time.perf_counter() - start
