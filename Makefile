@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo demo-gguf test check verify-robustness verify-report verify-exports verify-models verify-gguf \
-	format bench clean
+	verify-forecast format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ verify-models: $(INSTALLED)  ## try small random models of many kinds, and write
 
 verify-gguf: $(INSTALLED)  ## compare steered-gguf with steered-hf (compiles llama.cpp, needs HellaSwag and ARC-Easy)
 	$(BIN)/python scripts/studies/verify_gguf.py
+
+verify-forecast: $(INSTALLED)  ## compare what trainings take with what --dry-run says (needs the real rows)
+	$(BIN)/python scripts/tools/check_forecast.py
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix

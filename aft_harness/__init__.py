@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # what type checkers take for true; typing itself takes longer to import than all of this
 if TYPE_CHECKING:
-    from aft_harness.api import EvaluationResult, evaluate, train, transfer
+    from aft_harness.api.evaluation import EvaluationResult, evaluate, transfer
+    from aft_harness.api.training import forecast, train
     from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.mixing import mix
     from aft_harness.boosters.variant import Variant
@@ -31,14 +32,16 @@ if TYPE_CHECKING:
     from aft_harness.publish.library.verdicts import Verdict
     from aft_harness.publish.library.verification import verify
     from aft_harness.publish.report.page import report
+    from aft_harness.training.forecast import Forecast
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
 _HOME = {
     "AftError": "errors",
     "Booster": "publish.library.push",  # which gives boosters their `applied_to` and `push_to_hub`
-    "EvaluationResult": "api",
+    "EvaluationResult": "api.evaluation",
     "Exported": "publish.export.target",
+    "Forecast": "training.forecast",
     "PairSelection": "harness.selection",
     "PromptFormat": "harness.selection",
     "Pulled": "publish.library.pull",
@@ -49,14 +52,15 @@ _HOME = {
     "TrainingResult": "training.result",
     "Variant": "boosters.variant",
     "Verdict": "publish.library.verdicts",
-    "evaluate": "api",
+    "evaluate": "api.evaluation",
     "export": "publish.export.registry",
+    "forecast": "api.training",
     "mix": "boosters.mixing",
     "opened": "harness.opening",
     "pull": "publish.library.pull",
     "report": "publish.report.page",
-    "train": "api",
-    "transfer": "api",
+    "train": "api.training",
+    "transfer": "api.evaluation",
     "verify": "publish.library.verification",
 }
 
@@ -65,6 +69,7 @@ __all__ = [
     "Booster",
     "EvaluationResult",
     "Exported",
+    "Forecast",
     "PairSelection",
     "PromptFormat",
     "Pulled",
@@ -78,6 +83,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "forecast",
     "mix",
     "opened",
     "pull",

@@ -46,6 +46,7 @@ WITHOUT_LM_EVAL = ("boosters", "engine", "results")
 MODULE_LINES, CLASS_LINES = 350, 250
 
 OF_SEVERAL = {
+    "api": {"api"},
     "cli": {"endings", "leaderboard_replace", "stock_lm_eval"},
     "publish": {"report_browser"},
     "results": {"malformed"},

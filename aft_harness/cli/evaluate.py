@@ -81,7 +81,7 @@ def evaluate(
     if use_cache is not None:
         resumable(context, use_cache)
     with quiet():
-        from aft_harness import api
+        from aft_harness.api import evaluation as api
         from aft_harness.results import table
 
         check_model(model)

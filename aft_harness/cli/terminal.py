@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aft_harness.progress import TrainingProgress
     from aft_harness.studies.sweep import Sweep
     from aft_harness.studies.transfer import Reports
+    from aft_harness.training.forecast import Forecast
     from aft_harness.training.result import TrainingResult
 
 MANY_LAYERS = 4
@@ -237,6 +238,19 @@ def training_summary(result: TrainingResult, output: Path) -> str:
 
         shown += ["", "On held-out pairs:", table.render(result.held_out, "table")]
     return "\n".join(shown)
+
+
+def forecast_summary(forecast: Forecast) -> str:
+    """What a training will take."""
+    uses = ", ".join(f"{use} {size / 2**30:.2f}" for use, size in forecast.memory.items())
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in forecast.seconds.items())
+    found = [
+        ("memory", f"about {forecast.peak / 2**30:.1f} GiB ({uses})"),
+        ("time", f"about {duration(forecast.duration)} ({stages}), and loading the model"),
+    ]
+    if forecast.spilled:
+        found.append(("disk", f"{forecast.spilled / 2**30:.1f} GiB of temporary files"))
+    return "\n".join(lines(found))
 
 
 def score(result: Score) -> str:

@@ -18,7 +18,7 @@ from aft_harness.cli.options import (
     settings,
     training_options,
 )
-from aft_harness.cli.terminal import quiet, show_examples, training_bar, training_summary
+from aft_harness.cli.terminal import forecast_summary, quiet, show_examples, training_bar, training_summary
 from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, PlainTexts, overwrite_option
 from aft_harness.training.recipe import Settings
 
@@ -68,6 +68,7 @@ from aft_harness.training.recipe import Settings
     metavar="FILE.png",
     help="Also save the loss curves, as an image and as CSV.",
 )
+@click.option("--dry-run", is_flag=True, help="Print how much memory and time training will take, and train nothing.")
 @click.option("--output", required=True, type=BOOSTER_FILE, metavar="FILE.safetensors", help="File to write.")
 @overwrite_option
 @click.pass_context
@@ -85,6 +86,7 @@ def train(
     memory: float | None,
     licence: str | None,
     curves: Path | None,
+    dry_run: bool,
     output: Path,
 ) -> None:
     """Train a booster on lm-eval tasks, or on pairs of texts.
@@ -98,29 +100,34 @@ def train(
     if not tasks and (unused := [name for name, value in shots.items() if value is not None]):
         raise click.UsageError(f"{unused[0]} needs --tasks")
     with quiet():
-        from aft_harness import api
+        from aft_harness.api import training as api
 
         check_model(model, layers)
         state = output.with_name(f"{output.name}.resume")
         resumable(context, state)
         name, arguments = model_arguments(model)
+        how = settings(hyperparameters, layers=layers, split_seed=drawing["split_seed"]) | {
+            "tasks": tasks,
+            "pairs": pairs,
+            "prompt_format": prompt_format(prompting),
+            "include_path": prompting["include_path"],
+            "keep_texts": keep_texts,
+            "cache_limit": int(cache_limit * 2**30),
+            "memory": None if memory is None else int(memory * 2**30),
+            "model_args": arguments,
+        }
+        if dry_run:
+            click.echo(forecast_summary(api.forecast(name, **how)))
+            return
         with training_bar() as update:
             result = api.train(
                 name,
-                tasks=tasks,
-                pairs=pairs,
-                prompt_format=prompt_format(prompting),
-                include_path=prompting["include_path"],
                 start=start,
-                keep_texts=keep_texts,
                 licence=licence,
-                cache_limit=int(cache_limit * 2**30),
-                memory=None if memory is None else int(memory * 2**30),
                 resume=state,
-                model_args=arguments,
                 on_examples=show_examples,
                 on_progress=update,
-                **settings(hyperparameters, layers=layers, split_seed=drawing["split_seed"]),
+                **how,
             )
         if not is_first_process():  # all have the same booster
             return

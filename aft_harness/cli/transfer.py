@@ -96,7 +96,7 @@ def transfer(
     arguments = [{"pretrained": model, "dtype": dtype, "batch_size": 16, **further} for model in models]
     study = Plan.read(plan, arguments) if plan else _from_options(models=arguments, **options)
     with quiet():
-        from aft_harness import api
+        from aft_harness.api import evaluation as api
         from aft_harness.harness.metrics import lower_is_better
         from aft_harness.results import plots, table
 

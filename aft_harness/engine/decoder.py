@@ -28,7 +28,7 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
         path: Dotted name of the list inside `model`, which replaces the rule.
 
     Raises:
-        ModelError: No list fits, or several do.
+        ModelError: No list fits, or several do; layers share modules.
     """
     if path:
         try:
@@ -37,7 +37,7 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
             raise ModelError(f"{OVERRIDE}={path}: the model has no such module") from None
         if not isinstance(found, nn.ModuleList) or not len(found):
             raise ModelError(f"{OVERRIDE}={path}: is a {type(found).__name__}, not a list of layers")
-        return found
+        return _distinct(model, found)
     try:
         config = text_config(model)
         # Of an encoder-decoder's decoder alone, `num_hidden_layers` may be the encoder's.
@@ -55,7 +55,14 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
             f"{type(model).__name__} has {len(fitting)} lists of {count} layers; name the right one with "
             f"{OVERRIDE}=... (for example {OVERRIDE}=model.layers)"
         )
-    return fitting[0]
+    return _distinct(model, fitting[0])
+
+
+def _distinct(model: nn.Module, layers: nn.ModuleList) -> nn.ModuleList:
+    """The layers, unless two of them are one module, which could not be steered apart."""
+    if len(set(layers)) < len(layers):
+        raise ModelError(f"{type(model).__name__} has {len(layers)} layers that share modules, and cannot be steered")
+    return layers
 
 
 def _outermost(module: nn.Module, count: int) -> Iterator[nn.ModuleList]:

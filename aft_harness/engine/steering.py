@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.utils.hooks import RemovableHandle
 
 from aft_harness.boosters.booster import PROVIDED, Booster
 from aft_harness.boosters.injections import Injection, StaticInjection
@@ -53,6 +54,8 @@ class Steering:
         effective = booster.scaled(strength)
         self._injections: Mapping[int, Injection] = {} if effective.is_zero else effective.injections
         self._entered = 0
+        self._watches: list[RemovableHandle] = []
+        self._before: dict[int, int] = {}
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -63,11 +66,17 @@ class Steering:
         """Starts steering. Calls nest: two calls still add the delta once, and need two calls of `detach()`.
 
         Raises:
-            ModelError: The model was compiled and ignores hooks, so steering would have no effect.
+            ModelError: The model was compiled and ignores hooks, so steering would have no effect. A forward pass in
+                which one of the layers runs more or less than once raises it, too.
         """
         if not self._entered:
             if compiled(self._model):
                 refuse_ignored_hooks(self._model, [self._layers[layer] for layer in self._injections])
+            elif self._injections:
+                self._watches = [
+                    self._model.register_forward_pre_hook(self._begin_pass),
+                    self._model.register_forward_hook(self._end_pass),
+                ]
             for layer, injection in self._injections.items():
                 _Site.of(self._layers[layer]).add(injection)
         self._entered += 1
@@ -77,8 +86,21 @@ class Steering:
         """Stops steering; does nothing if the booster is not attached."""
         self._entered = max(self._entered - 1, 0)
         if not self._entered:
+            while self._watches:
+                self._watches.pop().remove()
             for layer, injection in self._injections.items():
                 _Site.of(self._layers[layer]).remove(injection)
+
+    def _begin_pass(self, *_: Any) -> None:
+        self._before = {layer: _Site.of(self._layers[layer]).runs for layer in self._injections}
+
+    def _end_pass(self, *_: Any) -> None:
+        for layer, before in self._before.items():
+            if (runs := _Site.of(self._layers[layer]).runs - before) != 1:
+                raise ModelError(
+                    f"layer {layer} of {type(self._model).__name__} ran {runs} times in one forward pass; a model that "
+                    "skips or repeats layers cannot be steered there"
+                )
 
     def __enter__(self) -> Self:
         """Attaches."""
@@ -95,6 +117,7 @@ class _Site:
     """The one hook of a layer that is steered: deltas of all boosters are taken of the same unsteered hidden state."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.runs = 0
         self._injections: list[Injection] = []
         self._module, self._handle = weakref.ref(module), module.register_forward_hook(self)
 
@@ -116,6 +139,7 @@ class _Site:
                 _SITES.pop(module, None)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        self.runs += 1
         return injected(module, output, self._injections)
 
 

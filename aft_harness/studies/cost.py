@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from aft_harness.boosters.variant import BASELINE
-from aft_harness.engine.rows import stats
-from aft_harness.engine.trie import pack
 from aft_harness.engine.writing import write
-from aft_harness.harness.examples import Example, examples_of
+from aft_harness.harness.examples import examples_of
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import TaskSelection
 from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.studies.plan import Evaluation
 from aft_harness.studies.transfer import Study, TrainingCell, evaluation_name
+from aft_harness.training.forecast import distinct_tokens
 
 TRIAL_STEPS = 8
 """Tokens that a trial of writing writes."""
@@ -65,8 +64,8 @@ def estimates(study: Study) -> Iterator[Estimate]:
     upper = {cell.identity: 1 - cell.settings.layer_indices(count)[0] / count for cell in study.trainings}
     for cell, booster in made:
         part = upper[cell.identity]
-        learned = _tokens([example for task in cell.tasks for example in task.train])
-        watched = _tokens([example for task in cell.tasks for example in task.development])
+        learned = distinct_tokens([example for task in cell.tasks for example in task.train])
+        watched = distinct_tokens([example for task in cell.tasks for example in task.development])
         passes = learned * (1 - part + 3 * part * cell.settings.epochs)
         passes += watched * (1 - part + part * (cell.settings.epochs + 1))
         yield Estimate(str(cell), None if booster else second * passes)
@@ -105,12 +104,12 @@ def evaluation_cost(study: Study, asked: Evaluation, uppers: Sequence[float]) ->
         if task.OUTPUT_TYPE == "generate_until":  # every variant reads and writes by itself
             longest = task.config.generation_kwargs or {}
             variants = 1 + len(uppers)
-            tokens += variants * _tokens(examples)
+            tokens += variants * distinct_tokens(examples)
             written = int(longest.get("max_gen_toks") or lm.max_gen_toks)
             steps += variants * written * math.ceil(len(examples) / _texts(lm))
             prompts = [example.requests[0].context for example in examples[: _texts(lm)]]
         else:
-            tokens += _tokens(examples) * (1 + sum(uppers))
+            tokens += distinct_tokens(examples) * (1 + sum(uppers))
     return EvaluationCost(tokens, steps, tuple(prompts))
 
 
@@ -122,7 +121,7 @@ def _seconds_per_token(lm: SteeredLM, cell: TrainingCell) -> float:
         start = time.perf_counter()
         lm.score_variants(requests, [BASELINE])
         seconds = time.perf_counter() - start
-    return seconds / _tokens(examples)
+    return seconds / distinct_tokens(examples)
 
 
 def _seconds_per_step(lm: SteeredLM, prompts: Sequence[Sequence[int]]) -> float:
@@ -145,9 +144,3 @@ def _seconds_per_step(lm: SteeredLM, prompts: Sequence[Sequence[int]]) -> float:
 def _texts(lm: SteeredHFLM) -> int:
     """Texts that are written at a time."""
     return lm.batch_size if isinstance(lm.batch_size, int) else 1
-
-
-def _tokens(examples: Sequence[Example]) -> int:
-    """Distinct tokens that examples lay out."""
-    sequences = [request.inputs for example in examples for request in example.requests]
-    return stats(pack(sequences, [1] * len(sequences), 256))[0] if sequences else 0

@@ -42,7 +42,7 @@ class Memory:
     cache: int
 
     @classmethod
-    def of(cls, device: torch.device, total: int | None, cache: int) -> Memory:
+    def of(cls, device: torch.device, total: int | None, cache: int, taken: int | None = None) -> Memory:
         """Divides what there is, once the model is loaded.
 
         Args:
@@ -50,15 +50,19 @@ class Memory:
             total: What the process, or on a GPU the device's share of it, may take, the model included; None is half of
                 what is free.
             cache: Most bytes of cached hidden states.
+            taken: What the process will have taken once a model is loaded that is not loaded yet; None is what it has
+                taken now.
 
         Raises:
             TrainingError: The model alone takes `total`.
         """
+        now = used(device)
+        taken = now if taken is None else taken
         if total is None:
-            free = max(int(_FREE * available(device)), _LEAST)
-        elif (free := total - used(device)) < _LEAST:
+            free = max(int(_FREE * (available(device) + now - taken)), _LEAST)
+        elif (free := total - taken) < _LEAST:
             raise TrainingError(
-                f"the model alone takes {used(device) / 2**30:.2f} GiB, so {total / 2**30:.2f} GiB are not enough; "
+                f"the model alone takes {taken / 2**30:.2f} GiB, so {total / 2**30:.2f} GiB are not enough; "
                 "allow more memory, or load the model in another dtype"
             )
         cache = min(cache, int(_CACHED * free))

@@ -178,6 +178,15 @@ class PreparedExamples:
         if chunk:
             yield chunk
 
+    @property
+    def columns(self) -> int:
+        """Of the rows of all examples: what is run of them once."""
+        return sum(map(len, self._rows))
+
+    def kept(self, examples: Sequence[int]) -> float:
+        """Bytes that a pass over examples keeps for its backward pass, or the bound where that is less."""
+        return min(self._kept(self._size(examples)), self._limit)
+
     def _size(self, examples: Sequence[int]) -> _Size:
         widths = [len(self._rows[index]) for example in examples for index in self._rows_of[example]]
         places = (place for example in examples for place in self._places[example])

@@ -105,7 +105,8 @@ def train(
     with ExitStack() as stack:
         hidden = stack.enter_context(HiddenStates(bounds.cache))
         stack.enter_context(frozen(lm.model))
-        texts = kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
+        with clock("caching"):
+            texts = kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
         stack.enter_context(lm.engine.differentiated())
         with clock("caching"):
             objective = PreparedObjective(lm.engine, tasks, settings)

@@ -122,7 +122,7 @@ def main(
     model: str | None,
 ) -> None:
     """Train by three objectives on equal documents, and evaluate what each carries to."""
-    from aft_harness import api
+    from aft_harness.api import evaluation as api
     from aft_harness.boosters.booster import Booster
     from aft_harness.demo import model_folder
     from aft_harness.harness.opening import opened

@@ -214,6 +214,16 @@ def test_ctrl_c_leaves_nothing_behind(model: str, in_tmp: Path, monkeypatch: pyt
     assert os.listdir(in_tmp) == []
 
 
+def test_a_dry_run_says_what_training_will_take_and_writes_nothing(model: str, in_tmp: Path) -> None:
+    result = train(model, "--limit", "8", "--dry-run", "--batch_size", "4")
+    assert result.exit_code == 0, result.stderr
+    memory, duration = result.stdout.splitlines()
+    assert memory.startswith("memory  about ") and "weights 0.00" in memory and "passes" in memory
+    assert duration.startswith("time    about ") and "training" in duration
+    assert os.listdir(in_tmp) == []
+    assert_refused(train(model, "--dry-run", "--objective", "reward", tasks="toy_text"), 1, "cannot be estimated")
+
+
 @pytest.mark.parametrize("options", [["--layer", "1"], ["--layer", "auto", "--dev-docs", "4"]])
 def test_the_same_command_resumes(
     options: list[str], model: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aft_harness import api
+from aft_harness.api import evaluation as api
 from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.engine.llama_library import checked_file, library
 from aft_harness.errors import AftError, ModelError, ParseError

@@ -12,7 +12,7 @@ from harness_cases import TEXTS, TOYS, booster, requests
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from aft_harness import api
+from aft_harness.api import evaluation as api
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import AftError, BoosterError, CacheError, ModelError

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from aft_harness.engine.decoder import decoder_layers
+from aft_harness.engine.skeleton import skeleton
 from aft_harness.errors import ExportError
 from aft_harness.publish.export.base import Base
 from aft_harness.publish.export.forms import Form
-from aft_harness.publish.export.skeleton import skeleton
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of numbers that are not quantised, by their names in safetensors files."""

@@ -30,12 +30,12 @@ _NOT_COMPARED = {*_NOT_CARRIED, "architectures", "dtype", "model_type", "torch_d
 
 def write(order: Order, *, model: str | Base, full: bool, verify: bool | None, revision: str | None) -> Exported:
     """Writes the folder; see `TARGET`."""
+    from aft_harness.engine.skeleton import read_config, skeleton
     from aft_harness.engine.steering import Steering
     from aft_harness.publish.export.base import Base
     from aft_harness.publish.export.biases import biases_of, dtype_of
     from aft_harness.publish.export.forms import fitting_form
     from aft_harness.publish.export.overlay import write_folder
-    from aft_harness.publish.export.skeleton import read_config, skeleton
 
     check_revision(model, revision)
     vectors, base = order.vectors, model if isinstance(model, Base) else Base.of(model, revision)
@@ -108,7 +108,7 @@ def _config_file(base: Base, form: Form) -> dict[str, Any]:
 
 def _check_config(folder: Path, form: Form) -> None:
     """Refuses to write a configuration that is read as another one than was measured."""
-    from aft_harness.publish.export.skeleton import read_config
+    from aft_harness.engine.skeleton import read_config
 
     read, meant = (_compared(config) for config in (read_config(folder), form.config))
     if differing := sorted(name for name in {*read, *meant} if read.get(name) != meant.get(name)):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from aft_harness.engine.skeleton import read_config, skeleton
 from aft_harness.errors import ModelError
 from aft_harness.publish.export.base import Base
-from aft_harness.publish.export.skeleton import read_config, skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor

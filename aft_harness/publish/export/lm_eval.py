@@ -17,8 +17,8 @@ def write(order: Order, *, model: str | None) -> Exported:
     import torch
 
     from aft_harness.engine.decoder import decoder_layers
+    from aft_harness.engine.skeleton import read_config, recorded_kind, skeleton
     from aft_harness.engine.steering import Steering
-    from aft_harness.publish.export.skeleton import read_config, recorded_kind, skeleton
 
     vectors = order.vectors
     if model is None:

@@ -35,9 +35,9 @@ def write(order: Order, *, model: str, form: str, revision: str | None) -> Expor
     from safetensors.torch import save
 
     from aft_harness.engine.decoder import decoder_layers
+    from aft_harness.engine.skeleton import read_config, skeleton
     from aft_harness.engine.steering import Steering
     from aft_harness.publish.export.site import find_site
-    from aft_harness.publish.export.skeleton import read_config, skeleton
 
     check_revision(model, revision)
     vectors = order.vectors

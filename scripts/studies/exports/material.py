@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aft_harness import api
+from aft_harness.api import training as api
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.demo import model_folder

@@ -5,6 +5,7 @@ Knows configurations of transformers. Knows nothing of boosters or of targets.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from aft_harness.errors import ModelError
 from aft_harness.text import reason
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from aft_harness.boosters.model_identity import ModelIdentity
@@ -70,3 +72,31 @@ def recorded_kind(recorded: ModelIdentity | None) -> PreTrainedModel:
         raise ModelError("the booster does not say which kind of model it is for; name the model")
     configuration: Any = kind.config_class
     return skeleton(configuration(num_hidden_layers=recorded.layers))
+
+
+def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """A copy of a configuration with its first decoder layers only."""
+    shortened = copy.deepcopy(config)
+    text = shortened.get_text_config(decoder=True)
+    whole = text.num_hidden_layers
+    for name, value in text.to_dict().items():
+        if isinstance(value, list) and len(value) == whole:  # what each layer is
+            setattr(text, name, value[:count])
+    text.num_hidden_layers = count
+    return shortened
+
+
+def invented(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of a configuration with random weights.
+
+    Raises:
+        ModelError: The configuration is of no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        why = reason(error, sentence=True)
+        raise ModelError(f"no causal language model of type {config.model_type}: {why}") from None
+    return model.eval()

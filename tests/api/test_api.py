@@ -24,7 +24,7 @@ from aft_harness.progress import TrainingProgress
 from aft_harness.results import table
 from aft_harness.results.table import COLUMNS
 
-TOYS = str(Path(__file__).parent / "toy_tasks")
+TOYS = str(Path(__file__).parents[1] / "toy_tasks")
 HOW: dict[str, Any] = {"tasks": "toy_choice", "include_path": [TOYS], "limit": 8, "dev_docs": 4, "epochs": 2}
 OPTIONS = ["--tasks", "toy_choice", "--include-path", TOYS, "--limit", "8", "--dev-docs", "4", "--epochs", "2"]
 
@@ -352,3 +352,13 @@ def test_the_model_type_is_opened_for_other_uses(folder: str, model: Any, tokeni
         assert isinstance(lm, aft.SteeredHFLM) and lm.model is model and not model.training
         assert lm.batch_size == 2 and lm.base_model.fingerprint == other.base_model.fingerprint
     assert_untouched(before, model, tokenizer)
+
+
+def test_a_forecast_takes_what_a_training_takes(folder: str) -> None:
+    asked = {**HOW, "model_args": {"dtype": "float32"}}
+    found = aft.forecast(folder, **asked)
+    assert found.peak > found.memory["weights"] > 0 and found.duration > 0
+    sweep = aft.forecast(folder, **asked, layers="auto")
+    assert sweep.memory["weights"] == found.memory["weights"]
+    with pytest.raises(AftError, match="unknown setting"):
+        aft.forecast(folder, **asked, rate=3)

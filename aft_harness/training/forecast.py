@@ -1,0 +1,282 @@
+"""What a training will take, before its model is loaded: memory and time.
+
+The same training runs for a moment on models of two and of four layers, as wide as the real one, with random weights.
+What it takes is linear in the number of layers and in the tokens that are learned from. Knows trainings, examples and
+configurations; knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from aft_harness.engine.footprint import Footprint, footprint
+from aft_harness.engine.rows import stats
+from aft_harness.engine.skeleton import invented, read_config, skeleton, with_layers
+from aft_harness.engine.trie import pack
+from aft_harness.errors import ModelError, TrainingError
+from aft_harness.harness.examples import Example, TaskExamples
+from aft_harness.harness.model import SteeredHFLM
+from aft_harness.training import result, train
+from aft_harness.training.groundwork import frozen, kept_texts
+from aft_harness.training.memory import Memory, used
+from aft_harness.training.prepared_objective import PreparedObjective
+from aft_harness.training.recipe import Settings
+
+SHALLOW, DEEP = 2, 4
+"""Layers of the models that are tried. Only the positions that are asked for run in the topmost one."""
+
+FEW, MORE = 8, 24
+"""Documents of each task that a trial learns from."""
+
+_OF_LOADING = ("revision", "dtype", "trust_remote_code", "subfolder")
+_CHANGES_WEIGHTS = ("peft", "delta", "gguf_file", "quantization_config", "load_in_8bit", "load_in_4bit", "parallelize")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training will take.
+
+    Attributes:
+        memory: Bytes by use: `program`, `weights`, `hidden states`, `predictions` (of the texts that are kept) and
+            `passes`.
+        spilled: Bytes of hidden states that go to a temporary file.
+        seconds: By stage, as in `TrainingResult.stages`.
+    """
+
+    memory: Mapping[str, int]
+    spilled: int
+    seconds: Mapping[str, float]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory at the peak."""
+        return sum(self.memory.values())
+
+    def repeated(self, times: int) -> Forecast:
+        """Of so many such trainings, one after the other."""
+        return replace(self, seconds={stage: times * seconds for stage, seconds in self.seconds.items()})
+
+    @property
+    def duration(self) -> float:
+        """Seconds without loading the model."""
+        return sum(self.seconds.values())
+
+
+class Blueprint:
+    """A model that is known by its configuration and its tokenizer only.
+
+    Attributes:
+        layers: Number of its decoder layers.
+        hidden: Width of its residual stream.
+        vocabulary: Number of tokens that it predicts.
+        itemsize: Bytes of a number.
+        weights: Bytes of its parameters and buffers.
+    """
+
+    def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
+        """Reads the configuration and the tokenizer.
+
+        Args:
+            model: Hub id or folder.
+            arguments: Further arguments of `steered-hf`.
+
+        Raises:
+            ModelError: There is no configuration, or the arguments change what the weights are.
+        """
+        if changed := [name for name in _CHANGES_WEIGHTS if arguments.get(name)]:
+            raise ModelError(f"what a model loaded with {changed[0]}= takes cannot be estimated without loading it")
+        revision = arguments.get("revision")
+        self._config = read_config(model, revision=revision)
+        self._arguments = {name: value for name, value in arguments.items() if name not in _OF_LOADING}
+        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main")
+        asked = arguments.get("dtype", "auto")
+        known = self._config.get_text_config(decoder=True).dtype or self._config.dtype or torch.float32
+        wanted = known if asked in (None, "auto") else asked
+        self._dtype: torch.dtype = getattr(torch, str(wanted).removeprefix("torch."))
+        self.layers = int(self._config.get_text_config(decoder=True).num_hidden_layers)
+        self.itemsize = self._dtype.itemsize
+        self.weights = self.weights_of(self.layers)
+        self.hidden = int(self._config.get_text_config(decoder=True).hidden_size)
+        self.vocabulary = int(self._config.get_text_config(decoder=True).vocab_size)
+
+    def weights_of(self, layers: int) -> int:
+        """Bytes of parameters and buffers of the first layers and all that is not a layer."""
+        empty = skeleton(with_layers(self._config, layers))
+        tensors = {id(tensor): tensor for tensor in (*empty.parameters(), *empty.buffers())}
+        return sum(tensor.numel() for tensor in tensors.values()) * self.itemsize
+
+    @contextmanager
+    def built(self, layers: int) -> Iterator[SteeredHFLM]:
+        """A model of some layers of this kind, with random weights."""
+        model = invented(with_layers(self._config, layers), self._dtype)
+        yield SteeredHFLM(model, tokenizer=self._tokenizer, **self._arguments)
+        del model
+        gc.collect()
+
+
+Draw = Callable[[SteeredHFLM], Sequence[TaskExamples]]
+"""Draws the examples of a training for a model."""
+
+
+def forecast(
+    blueprint: Blueprint,
+    draw: Draw,
+    settings: Settings,
+    *,
+    cache_limit: int = train.CACHE_LIMIT,
+    memory: int | None = None,
+    keep_texts: Sequence[str] | None = None,
+) -> Forecast:
+    """Estimates what `train.train` will take.
+
+    Args:
+        blueprint: Of the model.
+        draw: Draws the examples.
+        settings: How to train.
+        cache_limit: See `train.train`.
+        memory: See `train.train`.
+        keep_texts: See `train.train`.
+
+    Raises:
+        TrainingError: The model alone takes all the memory, or the objective learns from the model's own texts.
+    """
+    if settings.on_own_texts:
+        raise TrainingError(f"what objective {settings.objective} takes cannot be estimated: it depends on the texts")
+    chosen = settings.layer_indices(blueprint.layers)
+    lowest, above = chosen[0], blueprint.layers - chosen[0] - 1
+    with blueprint.built(SHALLOW) as lm:
+        program = used(lm.device) - blueprint.weights_of(SHALLOW)
+        tasks = tuple(draw(lm))
+        _tried(lm, tasks, settings, FEW // 2, keep_texts)  # the first passes of a process are slower
+        shallow = _tried(lm, tasks, settings, FEW, keep_texts)
+        bounds = Memory.of(lm.device, memory, cache_limit, program + blueprint.weights)
+        first = _footprint(lm)
+    with blueprint.built(DEEP) as lm:
+        deep, more = (_tried(lm, tasks, settings, count, keep_texts) for count in (FEW, MORE))
+        objective = PreparedObjective(lm.engine, tasks, settings)
+        objective.prepared.bound(_between(first, _footprint(lm), above + 1), bounds.passes)
+        largest, columns = _largest_pass(objective, settings), objective.prepared.columns
+        texts = kept_texts(lm, settings, keep_texts)
+    predicted = sum(len(text.continuation) for text in texts)
+    states = columns * blueprint.hidden * blueprint.itemsize
+    predictions = predicted * blueprint.vocabulary * 2  # in half precision, see `Keeping`
+    return Forecast(
+        memory={
+            "program": program,
+            "weights": blueprint.weights,
+            "hidden states": min(states, bounds.cache),
+            "predictions": min(predictions, bounds.cache),
+            "passes": largest,
+        },
+        spilled=max(states - bounds.cache, 0) + max(predictions - bounds.cache, 0),
+        seconds=_seconds(shallow, deep, more, _Work.of(tasks, settings), blueprint.layers, lowest),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a training runs, in tokens.
+
+    Attributes:
+        cached: Of which hidden states are cached.
+        learned: In all epochs.
+        scored: Before, between and after epochs.
+    """
+
+    cached: int
+    learned: int
+    scored: int
+
+    @classmethod
+    def of(cls, tasks: Sequence[TaskExamples], settings: Settings) -> _Work:
+        learned = [example for task in tasks for example in task.train]
+        development = [example for task in tasks for example in task.development]
+        scorings = settings.epochs + 1 if development else 2
+        train_tokens = distinct_tokens(learned)
+        return cls(
+            train_tokens + distinct_tokens(development),
+            settings.epochs * train_tokens,
+            scorings * distinct_tokens(development or learned[: train.WATCHED]),
+        )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A training that ran for a moment: what it ran, and its seconds by stage."""
+
+    work: _Work
+    seconds: Mapping[str, float]
+
+
+def _tried(
+    lm: SteeredHFLM,
+    tasks: Sequence[TaskExamples],
+    settings: Settings,
+    documents: int,
+    keep_texts: Sequence[str] | None,
+) -> _Trial:
+    few = [replace(task, train=task.train[:documents], development=task.development[:documents]) for task in tasks]
+    once = replace(settings, layers="all", epochs=1)
+    silent = result.logger.disabled
+    result.logger.disabled = True  # random weights learn nothing, which is no news here
+    try:
+        stages = train.train(lm, few, once, keep_texts=keep_texts).stages
+    finally:
+        result.logger.disabled = silent
+    return _Trial(_Work.of(few, once), stages)
+
+
+def _seconds(shallow: _Trial, deep: _Trial, more: _Trial, work: _Work, layers: int, lowest: int) -> dict[str, float]:
+    """Seconds by stage, of a whole model.
+
+    Caching takes something for the texts that are kept, which run through all layers, and something for each token and
+    each layer up to the lowest trained one. Every other pass starts above that layer.
+    """
+    further = DEEP - SHALLOW
+    caching = [trial.seconds["caching"] for trial in (shallow, deep, more)]
+    a_token = max(caching[2] - caching[1], 0.0) / (more.work.cached - deep.work.cached or 1)
+    a_layer = max(caching[1] - caching[0], 0.0) / further
+    rest = max(caching[0] - a_layer * SHALLOW - a_token * shallow.work.cached, 0.0)
+    found = {"caching": rest + a_layer * layers + a_token * work.cached * (lowest + 1)}
+    for stage, part in (("training", "learned"), ("scoring", "scored")):
+        none = shallow.seconds[stage] / getattr(shallow.work, part)
+        some = more.seconds[stage] / getattr(more.work, part)
+        layer = max(some - none, 0.0) / further
+        found[stage] = getattr(work, part) * (none + layer * (layers - lowest - SHALLOW))
+    return found
+
+
+def _footprint(lm: SteeredHFLM) -> Footprint:
+    """What a pass through all layers keeps."""
+    with frozen(lm.model), lm.engine.differentiated():
+        return footprint(lm.engine, 0)
+
+
+def _between(first: Footprint, second: Footprint, layers: int) -> Footprint:
+    """What a pass through some layers keeps."""
+
+    def at(name: str) -> float:
+        slope = (getattr(second, name) - getattr(first, name)) / (DEEP - SHALLOW)
+        return max(getattr(first, name) + slope * (layers - SHALLOW), 0.0)
+
+    return Footprint(at("column"), at("pair"), at("prediction"))
+
+
+def _largest_pass(objective: PreparedObjective, settings: Settings) -> int:
+    """Bytes that the largest pass of an epoch keeps."""
+    starts = range(0, len(objective.train), settings.batch_size)
+    batches = (objective.train[start : start + settings.batch_size] for start in starts)
+    return int(max(objective.prepared.kept(chunk) for batch in batches for chunk in objective.prepared.chunks(batch)))
+
+
+def distinct_tokens(examples: Sequence[Example]) -> int:
+    """Distinct tokens that examples lay out."""
+    sequences = [request.inputs for example in examples for request in example.requests]
+    return stats(pack(sequences, [1] * len(sequences), 256))[0] if sequences else 0

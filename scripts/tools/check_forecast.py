@@ -1,0 +1,184 @@
+"""Compares what `aft-train --dry-run` says of memory and time with what the training takes: `make verify-forecast`.
+
+The embedded SmolLM2-135M and random Llama models of growing size, with its tokenizer, learn from real rows
+(HF_DATASETS_CACHE must name a cache that holds them, or be online). Each forecast and each training is a process of its
+own; the peak of its memory is the operating system's figure. Writes `leaderboards/cost/forecasts.csv` and the table in
+`docs/cost.md`.
+
+    python scripts/tools/check_forecast.py
+    python scripts/tools/check_forecast.py --only smollm2-arc_easy-float32
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "leaderboards" / "cost" / "forecasts.csv"
+PAGE = ROOT / "docs" / "cost.md"
+BEGIN, END = "<!-- forecasts: scripts/tools/check_forecast.py -->", "<!-- end of forecasts -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training.
+
+    Attributes:
+        model: Hidden size and number of layers of a random model; None is the embedded one.
+        arguments: Of `aft.train`.
+    """
+
+    model: tuple[int, int] | None
+    arguments: dict[str, Any]
+
+
+def case(task: str, limit: int, dtype: str, model: tuple[int, int] | None = None, **further: Any) -> Case:
+    """A case with one epoch, unless another number is given."""
+    return Case(model, {"tasks": task, "limit": limit, "model_args": {"dtype": dtype}, "epochs": 1, **further})
+
+
+CASES = {
+    "smollm2-arc_easy-bfloat16": case("arc_easy", 200, "bfloat16", epochs=3),
+    "smollm2-arc_easy-float32": case("arc_easy", 100, "float32", dev_docs=32),
+    "smollm2-gsm8k_solution-bfloat16": case("gsm8k_solution", 48, "bfloat16"),
+    "smollm2-gsm8k_solution-upper": case("gsm8k_solution", 48, "bfloat16", layers="15-"),
+    "smollm2-hellaswag-1.6GiB": case("hellaswag", 48, "bfloat16", memory=int(1.6 * 2**30)),
+    "random-512x8-arc_easy": case("arc_easy", 100, "bfloat16", (512, 8)),
+    "random-1024x16-arc_easy": case("arc_easy", 48, "bfloat16", (1024, 16)),
+    "random-2048x16-arc_easy": case("arc_easy", 32, "bfloat16", (2048, 16)),
+}
+
+
+def random_model(folder: Path, hidden: int, layers: int) -> dict[str, float]:
+    """Writes a random Llama with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from aft_harness.demo import model_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {}
+
+
+def in_a_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What work finds in a fork of this process, with the peak of its memory as `peak`."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.close(read)
+        status = 1
+        try:
+            os.write(write, json.dumps(work()).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = pipe.read()
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise click.ClickException("a process ended early; its message stands above")
+    return {**json.loads(found), "peak": usage.ru_maxrss * 1024.0}
+
+
+def forecast(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
+    """What is said before."""
+    import aft_harness as aft
+
+    begun = time.perf_counter()
+    found = aft.forecast(model, **arguments)
+    return {"memory": found.peak, "seconds": found.duration, "took": time.perf_counter() - begun, **found.memory}
+
+
+def training(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
+    """What it takes."""
+    import aft_harness as aft
+
+    return {"seconds": aft.train(model, **arguments).seconds}
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(CASES)), help="Case to check.  [default: all]")
+def main(only: tuple[str, ...]) -> None:
+    """Compare forecasts of trainings with what they take."""
+    from aft_harness.demo import model_folder
+    from aft_harness.files import write_atomically
+
+    rows = {} if not OUTPUT.is_file() else {row["case"]: row for row in pd.read_csv(OUTPUT).to_dict("records")}
+    for name in only or CASES:
+        asked = CASES[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(scratch)
+            model = model_folder()
+            if (size := asked.model) is not None:
+                in_a_process(lambda: random_model(place, *size))  # noqa: B023
+                model = place
+            said = in_a_process(lambda: forecast(model, asked.arguments))  # noqa: B023
+            took = in_a_process(lambda: training(model, asked.arguments))  # noqa: B023
+        rows[name] = {
+            "case": name,
+            "memory_forecast": round(said["memory"] / 2**30, 3),
+            "memory_measured": round(took["peak"] / 2**30, 3),
+            "memory_of_forecast": round(said["peak"] / 2**30, 3),
+            "seconds_forecast": round(said["seconds"], 1),
+            "seconds_measured": round(took["seconds"], 1),
+            "seconds_of_forecast": round(said["took"], 1),
+        }
+        click.echo(
+            json.dumps(
+                rows[name]
+                | {
+                    use: round(said[use] / 2**30, 3)
+                    for use in said
+                    if " " in use or use in ("program", "weights", "passes", "predictions")
+                }
+            )
+        )
+        OUTPUT.parent.mkdir(exist_ok=True)
+        table = pd.DataFrame([rows[each] for each in CASES if each in rows])
+        write_atomically(OUTPUT, table.to_csv(index=False).encode())
+        write_page(table)
+    wrong = table[(table["memory_forecast"] / table["memory_measured"] - 1).abs() > 0.2]
+    if len(wrong):
+        click.echo(f"more than 20% off: {', '.join(wrong['case'])}", err=True)
+        sys.exit(1)
+
+
+def write_page(table: pd.DataFrame) -> None:
+    """Puts the table into the page."""
+    from aft_harness.files import write_atomically
+    from aft_harness.text import between
+
+    lines = ["| training | memory, GiB | forecast | time, s | forecast |", "|---|--:|--:|--:|--:|"]
+    for row in table.to_dict("records"):
+        memory = f"{row['memory_measured']:.2f} | {row['memory_forecast']:.2f}"
+        lines.append(f"| {row['case']} | {memory} | {row['seconds_measured']:.0f} | {row['seconds_forecast']:.0f} |")
+    write_atomically(PAGE, between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines)).encode())
+
+
+if __name__ == "__main__":
+    main()
