@@ -25,7 +25,7 @@ from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import result, train
 from aft_harness.training.groundwork import frozen, kept_texts
-from aft_harness.training.memory import Memory, used
+from aft_harness.training.memory import Memory, in_use, used
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 
@@ -34,6 +34,9 @@ SHALLOW, DEEP = 2, 4
 
 FEW, MORE = 8, 24
 """Documents of each task that a trial learns from."""
+
+_TYPICAL = 1.2
+"""How much more of an allocator's memory is in use at the peak than in the worst case, which bounds are made for."""
 
 _OF_LOADING = ("revision", "dtype", "trust_remote_code", "subfolder")
 _CHANGES_WEIGHTS = ("peft", "delta", "gguf_file", "quantization_config", "load_in_8bit", "load_in_4bit", "parallelize")
@@ -152,10 +155,11 @@ def forecast(
     chosen = settings.layer_indices(blueprint.layers)
     lowest, above = chosen[0], blueprint.layers - chosen[0] - 1
     with blueprint.built(SHALLOW) as lm:
-        program = used(lm.device) - blueprint.weights_of(SHALLOW)
         tasks = tuple(draw(lm))
         _tried(lm, tasks, settings, FEW // 2, keep_texts)  # the first passes of a process are slower
         shallow = _tried(lm, tasks, settings, FEW, keep_texts)
+        # What a process has taken that has trained: code, tables, and blocks that its allocator does not give back.
+        program = used(lm.device) - blueprint.weights_of(SHALLOW)
         bounds = Memory.of(lm.device, memory, cache_limit, program + blueprint.weights)
         first = _footprint(lm)
     with blueprint.built(DEEP) as lm:
@@ -163,7 +167,7 @@ def forecast(
         objective = PreparedObjective(lm.engine, tasks, settings)
         objective.prepared.bound(_between(first, _footprint(lm), above + 1), bounds.passes)
         largest, columns = _largest_pass(objective, settings), objective.prepared.columns
-        texts = kept_texts(lm, settings, keep_texts)
+        texts, device = kept_texts(lm, settings, keep_texts), lm.device
     predicted = sum(len(text.continuation) for text in texts)
     states = columns * blueprint.hidden * blueprint.itemsize
     predictions = predicted * blueprint.vocabulary * 2  # in half precision, see `Keeping`
@@ -173,7 +177,7 @@ def forecast(
             "weights": blueprint.weights,
             "hidden states": min(states, bounds.cache),
             "predictions": min(predictions, bounds.cache),
-            "passes": largest,
+            "passes": int(largest / (_TYPICAL * in_use(device))),
         },
         spilled=max(states - bounds.cache, 0) + max(predictions - bounds.cache, 0),
         seconds=_seconds(shallow, deep, more, _Work.of(tasks, settings), blueprint.layers, lowest),

@@ -66,8 +66,13 @@ class Memory:
                 "allow more memory, or load the model in another dtype"
             )
         cache = min(cache, int(_CACHED * free))
-        passes = int((free - cache) * _IN_USE["cpu" if device.type == "cpu" else "accelerator"])
+        passes = int((free - cache) * in_use(device))
         return cls(min(passes, PASS) if device.type == "cpu" else passes, cache)
+
+
+def in_use(device: torch.device) -> float:
+    """The part of an allocator's memory that is in use at its peak, on a device."""
+    return _IN_USE["cpu" if device.type == "cpu" else "accelerator"]
 
 
 def used(device: torch.device) -> int:

@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,12 @@ class Case:
 
 def case(task: str, limit: int, dtype: str, model: tuple[int, int] | None = None, **further: Any) -> Case:
     """A case with one epoch, unless another number is given."""
-    return Case(model, {"tasks": task, "limit": limit, "model_args": {"dtype": dtype}, "epochs": 1, **further})
+    asked = {"tasks": task, "include_path": [ROOT / "tasks"], "limit": limit, "model_args": {"dtype": dtype}}
+    return Case(model, {**asked, "epochs": 1, **further})
 
 
 CASES = {
-    "smollm2-arc_easy-bfloat16": case("arc_easy", 200, "bfloat16", epochs=3),
+    "smollm2-arc_easy-bfloat16": case("arc_easy", 100, "bfloat16", epochs=2),
     "smollm2-arc_easy-float32": case("arc_easy", 100, "float32", dev_docs=32),
     "smollm2-gsm8k_solution-bfloat16": case("gsm8k_solution", 48, "bfloat16"),
     "smollm2-gsm8k_solution-upper": case("gsm8k_solution", 48, "bfloat16", layers="15-"),
@@ -94,6 +96,8 @@ def in_a_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
         try:
             os.write(write, json.dumps(work()).encode())
             status = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(write)
