@@ -21,8 +21,10 @@ from aft_harness.engine.rows import stats
 from aft_harness.engine.skeleton import invented, read_config, skeleton, with_layers
 from aft_harness.engine.trie import pack
 from aft_harness.errors import ModelError, TrainingError
+from aft_harness.harness import preflight
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.text import reason
 from aft_harness.training import result, train
 from aft_harness.training.groundwork import frozen, kept_texts
 from aft_harness.training.memory import Memory, in_use, used
@@ -91,14 +93,21 @@ class Blueprint:
             arguments: Further arguments of `steered-hf`.
 
         Raises:
-            ModelError: There is no configuration, or the arguments change what the weights are.
+            AftError: There is no configuration or tokenizer, an argument cannot be understood, or the weights are not
+                those of the configuration.
         """
+        preflight.check(model, arguments)
         if changed := [name for name in _CHANGES_WEIGHTS if arguments.get(name)]:
             raise ModelError(f"what a model loaded with {changed[0]}= takes cannot be estimated without loading it")
         revision = arguments.get("revision")
         self._config = read_config(model, revision=revision)
+        if getattr(self._config, "quantization_config", None):
+            raise ModelError(f"{model}: what a quantised checkpoint takes cannot be estimated without loading it")
         self._arguments = {name: value for name, value in arguments.items() if name not in _OF_LOADING}
-        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main")
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{model}: has no tokenizer that can be read ({reason(error, sentence=True)})") from None
         asked = arguments.get("dtype", "auto")
         known = self._config.get_text_config(decoder=True).dtype or self._config.dtype or torch.float32
         wanted = known if asked in (None, "auto") else asked

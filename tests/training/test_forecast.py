@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from training_cases import examples, plain
 
 from aft_harness.engine.footprint import footprint
-from aft_harness.errors import ModelError, TrainingError
+from aft_harness.errors import AftError, ModelError, TrainingError
 from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import forecast as module
@@ -121,5 +122,14 @@ def test_what_cannot_be_estimated_is_one_line(model: str, tmp_path: Path) -> Non
         forecast(Blueprint(model, {"dtype": "float32"}), draw, plain(), memory=2**20)
     with pytest.raises(ModelError, match="loaded with peft= takes cannot be estimated"):
         Blueprint(model, {"peft": "adapter"})
-    with pytest.raises(ModelError, match="has no configuration"):
+    with pytest.raises(AftError, match="dtype float99"):
+        Blueprint(model, {"dtype": "float99"})
+    with pytest.raises(ModelError, match="no model in this folder"):
+        Blueprint(str(tmp_path), {})
+    config = json.loads((Path(model) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="has no tokenizer that can be read"):
+        Blueprint(str(tmp_path), {})
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ModelError, match="a quantised checkpoint"):
         Blueprint(str(tmp_path), {})
