@@ -156,6 +156,11 @@ def test_modules_and_classes_are_small_and_say_what_they_know(path: Path) -> Non
             assert node.end_lineno and node.end_lineno - node.lineno + 1 <= CLASS_LINES, node.name
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not [name for name in set(names) if names.count(name) > 1], "pytest imports them by these names"
+
+
 def test_tests_mirror_floors() -> None:
     for floor in FLOORS:
         if not (PACKAGE / floor).is_dir():
