@@ -35,9 +35,14 @@ class EpochLosses:
     divergences: list[float] = field(default_factory=list)
 
     @property
+    def total(self) -> float:
+        """Weighted sum over the examples."""
+        return sum(loss * weight for loss, weight in zip(self.steps, self.weights, strict=True))
+
+    @property
     def mean(self) -> float:
         """Weighted mean over the examples."""
-        return sum(loss * weight for loss, weight in zip(self.steps, self.weights, strict=True)) / sum(self.weights)
+        return self.total / sum(self.weights)
 
 
 def run_epoch(
@@ -71,6 +76,7 @@ def run_epoch(
     """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
     steps = math.ceil(len(examples) / settings.batch_size)
+    total, weight_seen = found.total, sum(found.weights)
     for step in range(len(found.steps), steps):
         places = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
         batch = [examples[place] for place in places]
@@ -103,8 +109,10 @@ def run_epoch(
         schedule.step()
         found.steps.append(batch_loss)
         found.weights.append(weight)
+        total += batch_loss * weight
+        weight_seen += weight
         done = (epoch - 1) * steps + step + 1
-        on_progress(TrainingProgress(done, settings.epochs * steps, epoch, found.mean))
+        on_progress(TrainingProgress(done, settings.epochs * steps, epoch, total / weight_seen))
 
 
 def _shared(processes: Processes, optimiser: torch.optim.Optimizer, *losses: float) -> tuple[float, ...]:
