@@ -16,13 +16,14 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # what type checkers take for true; typing itself takes longer to import than all of this
 if TYPE_CHECKING:
-    from aft_harness.api.evaluation import EvaluationResult, evaluate, transfer
+    from aft_harness.api.evaluation import EvaluationResult, evaluate, forecast_evaluation, transfer
     from aft_harness.api.training import forecast, train
     from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.mixing import mix
     from aft_harness.boosters.variant import Variant
     from aft_harness.engine.steering import Steering
     from aft_harness.errors import AftError
+    from aft_harness.harness.blueprint import Forecast
     from aft_harness.harness.model import SteeredHFLM
     from aft_harness.harness.opening import opened
     from aft_harness.harness.selection import PairSelection, PromptFormat, TaskSelection
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from aft_harness.publish.library.verdicts import Verdict
     from aft_harness.publish.library.verification import verify
     from aft_harness.publish.report.page import report
-    from aft_harness.training.forecast import Forecast
     from aft_harness.training.recipe import Settings
     from aft_harness.training.result import TrainingResult
 
@@ -41,7 +41,7 @@ _HOME = {
     "Booster": "publish.library.push",  # which gives boosters their `applied_to` and `push_to_hub`
     "EvaluationResult": "api.evaluation",
     "Exported": "publish.export.target",
-    "Forecast": "training.forecast",
+    "Forecast": "harness.blueprint",
     "PairSelection": "harness.selection",
     "PromptFormat": "harness.selection",
     "Pulled": "publish.library.pull",
@@ -55,6 +55,7 @@ _HOME = {
     "evaluate": "api.evaluation",
     "export": "publish.export.registry",
     "forecast": "api.training",
+    "forecast_evaluation": "api.evaluation",
     "mix": "boosters.mixing",
     "opened": "harness.opening",
     "pull": "publish.library.pull",
@@ -84,6 +85,7 @@ __all__ = [
     "evaluate",
     "export",
     "forecast",
+    "forecast_evaluation",
     "mix",
     "opened",
     "pull",

@@ -12,12 +12,14 @@ import pandas as pd
 
 from aft_harness.boosters import references
 from aft_harness.boosters.variant import BASELINE, Variant, distinct
+from aft_harness.engine.gguf_file import is_gguf
 from aft_harness.errors import FileError, ModelError, ParseError
 from aft_harness.files import make_folder
-from aft_harness.harness import evaluation
+from aft_harness.harness import evaluation, evaluation_forecast
+from aft_harness.harness.blueprint import Blueprint, Forecast
 from aft_harness.harness.evaluation import VariantResults
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.harness.opening import Model, opened_for_evaluation
+from aft_harness.harness.opening import DEFAULT_BATCH_SIZE, Model, opened_for_evaluation
 from aft_harness.harness.pair_examples import evaluated_pairs
 from aft_harness.harness.pair_sources import Pairs, read_all, refuse_same_names
 from aft_harness.harness.score_store import ScoreStore
@@ -98,9 +100,7 @@ def evaluate(
     names = task_names(tasks) if tasks or not given else []
     source.check(names)
     refuse_same_names(asked := [*names, *(each.name for each in given)])
-    ids = Slice.parse(docs) if isinstance(docs, str) else docs
-    if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
-        raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
+    limit, ids = _positive(limit), _slice(docs)
     with opened_for_evaluation(model, tokenizer, **(model_args or {})) as lm, _kept(use_cache) as store:
         for each in given:
             if not isinstance(lm, SteeredHFLM):
@@ -121,6 +121,53 @@ def evaluate(
         )
     paired = leaderboard.corrected(rows([each.run for each in found]))
     return EvaluationResult(table.to_frame(paired), found)
+
+
+def forecast_evaluation(
+    model: str | Path,
+    tasks: str | Sequence[str],
+    boosters: Boosters = (),
+    *,
+    limit: int | None = None,
+    docs: Slice | str | None = None,
+    prompt_format: PromptFormat | None = None,
+    include_path: Sequence[str | Path] = (),
+    confirm_run_unsafe_code: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> Forecast:
+    """Estimates the memory and the time that `evaluate` will take on this machine, without loading the model.
+
+    The very requests are laid out, and some of them are answered by models with two and four layers of the same kind
+    and width, and random weights. Texts to generate count as the longest that they may be.
+
+    Args:
+        model: A hub id or a folder; its configuration and tokenizer are read.
+        tasks: See `evaluate`; so are all further arguments.
+        boosters: See `evaluate`.
+        limit: See `evaluate`.
+        docs: See `evaluate`.
+        prompt_format: See `evaluate`.
+        include_path: See `evaluate`.
+        confirm_run_unsafe_code: See `evaluate`.
+        model_args: See `evaluate`.
+
+    Raises:
+        AftError: The model, a booster or a task cannot be used; the message is one line.
+    """
+    if is_gguf(model):
+        raise ModelError(f"{model}: what an evaluation of a GGUF file takes cannot be estimated")
+    source = Tasks(include_path)
+    source.check(names := task_names(tasks))
+    return evaluation_forecast.forecast(
+        Blueprint(str(model), {"batch_size": DEFAULT_BATCH_SIZE, **(model_args or {})}),
+        distinct([BASELINE, *_variants(boosters)]),
+        names,
+        prompt_format,
+        source=source,
+        limit=_positive(limit),
+        docs=_slice(docs),
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
+    )
 
 
 def transfer(
@@ -180,6 +227,16 @@ def _kept(path: str | Path | None) -> Iterator[ScoreStore | None]:
         return
     with ScoreStore(Path(path)) as store:
         yield store
+
+
+def _positive(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:  # of which lm-eval takes 0 for all
+        raise ParseError(f"a limit of {limit} leaves no documents to evaluate")
+    return limit
+
+
+def _slice(docs: Slice | str | None) -> Slice | None:
+    return Slice.parse(docs) if isinstance(docs, str) else docs
 
 
 def _variants(boosters: Boosters) -> list[Variant]:

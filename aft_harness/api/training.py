@@ -11,6 +11,7 @@ from aft_harness.api.evaluation import paired
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.errors import TrainingError
+from aft_harness.harness.blueprint import Blueprint, Forecast
 from aft_harness.harness.examples import Judging, TaskExamples
 from aft_harness.harness.judge import imported
 from aft_harness.harness.mixture import Mixture, TasksLike
@@ -20,7 +21,6 @@ from aft_harness.harness.selection import TRAINING_DOCUMENTS, PromptFormat
 from aft_harness.progress import OnTraining, TrainingProgress, ignore
 from aft_harness.studies import sweep
 from aft_harness.training import train as training
-from aft_harness.training.forecast import Blueprint, Forecast
 from aft_harness.training.forecast import forecast as estimated
 from aft_harness.training.recipe import RECIPES, Settings
 from aft_harness.training.result import TrainingResult

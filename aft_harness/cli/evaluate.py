@@ -18,7 +18,7 @@ from aft_harness.cli.options import (
     prompt_options,
 )
 from aft_harness.cli.report import report_line
-from aft_harness.cli.terminal import counting_bar, quiet
+from aft_harness.cli.terminal import counting_bar, forecast_summary, quiet
 from aft_harness.cli.values import BATCH_SIZE, FILE, FOLDER, SLICE, OutputFile, overwrite_option
 from aft_harness.files import make_folder
 from aft_harness.slices import Slice
@@ -49,6 +49,9 @@ from aft_harness.slices import Slice
 )
 @overwrite_option
 @click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that execute model-generated code.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print how much memory and time the evaluation will take, and evaluate nothing."
+)
 @format_option
 @click.pass_context
 def evaluate(
@@ -66,6 +69,7 @@ def evaluate(
     table_file: Path | None,
     use_cache: Path | None,
     confirm_run_unsafe_code: bool,
+    dry_run: bool,
     form: str,
 ) -> None:
     """Evaluate boosters against a shared baseline.
@@ -76,7 +80,9 @@ def evaluate(
         raise click.UsageError("Missing option '--tasks' or '--pairs'")
     if limit is not None and docs is not None:
         raise click.UsageError("--limit and --docs cannot be used together")
-    if output is not None:
+    if dry_run and pairs:
+        raise click.UsageError("--dry-run and --pairs cannot be used together")
+    if output is not None and not dry_run:
         make_folder(output)
     if use_cache is not None:
         resumable(context, use_cache)
@@ -86,22 +92,21 @@ def evaluate(
 
         check_model(model)
         name, arguments = model_arguments(model, batch_size)
+        asked: dict[str, Any] = {
+            "tasks": tasks or (),
+            "boosters": list(vectors),
+            "limit": limit,
+            "docs": docs,
+            "prompt_format": prompt_format(prompting),
+            "include_path": prompting["include_path"],
+            "confirm_run_unsafe_code": confirm_run_unsafe_code,
+            "model_args": arguments,
+        }
+        if dry_run:
+            click.echo(forecast_summary(api.forecast_evaluation(name, **asked)))
+            return
         with counting_bar("evaluating", "request") as update:
-            found = api.evaluate(
-                name,
-                tasks=tasks or (),
-                pairs=pairs,
-                boosters=list(vectors),
-                limit=limit,
-                docs=docs,
-                prompt_format=prompt_format(prompting),
-                include_path=prompting["include_path"],
-                output=output,
-                use_cache=use_cache,
-                confirm_run_unsafe_code=confirm_run_unsafe_code,
-                model_args=arguments,
-                on_progress=update,
-            )
+            found = api.evaluate(name, pairs=pairs, output=output, use_cache=use_cache, on_progress=update, **asked)
         if table_file is not None:
             table.to_csv(found.table, table_file)
     silent = sorted(set(found.variants[0].results["samples"]) - set(found.table["task"]))

@@ -17,11 +17,11 @@ from aft_harness.text import printable
 if TYPE_CHECKING:
     from aft_harness.boosters.booster import Booster
     from aft_harness.boosters.provenance import Score
+    from aft_harness.harness.blueprint import Forecast
     from aft_harness.harness.examples import TaskExamples
     from aft_harness.progress import TrainingProgress
     from aft_harness.studies.sweep import Sweep
     from aft_harness.studies.transfer import Reports
-    from aft_harness.training.forecast import Forecast
     from aft_harness.training.result import TrainingResult
 
 MANY_LAYERS = 4
@@ -241,10 +241,11 @@ def training_summary(result: TrainingResult, output: Path) -> str:
 
 
 def forecast_summary(forecast: Forecast) -> str:
-    """What a training will take."""
+    """What a training or an evaluation will take."""
     uses = ", ".join(f"{use} {size / 2**30:.2f}" for use, size in forecast.memory.items())
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in forecast.seconds.items())
-    found = [
+    found = [("work", forecast.work)] if forecast.work else []
+    found += [
         ("memory", f"about {forecast.peak / 2**30:.1f} GiB ({uses})"),
         ("time", f"about {duration(forecast.duration)} ({stages}), and loading the model"),
     ]

@@ -20,13 +20,21 @@ from aft_harness.harness.gguf import SteeredGgufLM
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.shared_pass import SteeredLM
 
+DEFAULT_BATCH_SIZE = 16
+"""Rows per forward pass."""
+
 Model = str | Path | nn.Module
 """A hub id, a folder, or a loaded transformers model."""
 
 
 @contextmanager
 def opened(
-    model: Model, tokenizer: Any = None, *, dtype: str = "auto", batch_size: int | str = 16, **model_args: Any
+    model: Model,
+    tokenizer: Any = None,
+    *,
+    dtype: str = "auto",
+    batch_size: int | str = DEFAULT_BATCH_SIZE,
+    **model_args: Any,
 ) -> Iterator[SteeredHFLM]:
     """Opens a model as the lm-eval model type that every function here uses; leaves an already loaded model unchanged.
 

@@ -7,130 +7,27 @@ configurations; knows nothing of the command line.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from transformers import AutoTokenizer
 
 from aft_harness.engine.footprint import Footprint, footprint
 from aft_harness.engine.rows import stats
-from aft_harness.engine.skeleton import invented, read_config, skeleton, with_layers
 from aft_harness.engine.trie import pack
-from aft_harness.errors import ModelError, TrainingError
-from aft_harness.harness import preflight
+from aft_harness.errors import TrainingError
+from aft_harness.harness.blueprint import DEEP, SHALLOW, Blueprint, Forecast
 from aft_harness.harness.examples import Example, TaskExamples
 from aft_harness.harness.model import SteeredHFLM
-from aft_harness.text import reason
 from aft_harness.training import result, train
 from aft_harness.training.groundwork import frozen, kept_texts
 from aft_harness.training.memory import Memory, in_use, used
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.recipe import Settings
 
-SHALLOW, DEEP = 2, 4
-"""Layers of the models that are tried. Only the positions that are asked for run in the topmost one."""
-
 FEW, MORE = 8, 24
 """Documents of each task that a trial learns from."""
 
 _TYPICAL = 1.2
 """How much more of an allocator's memory is in use at the peak than in the worst case, which bounds are made for."""
-
-_OF_LOADING = ("revision", "dtype", "trust_remote_code", "subfolder")
-_CHANGES_WEIGHTS = ("peft", "delta", "gguf_file", "quantization_config", "load_in_8bit", "load_in_4bit", "parallelize")
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a training will take.
-
-    Attributes:
-        memory: Bytes by use: `program`, `weights`, `hidden states`, `predictions` (of the texts that are kept) and
-            `passes`.
-        spilled: Bytes of hidden states that go to a temporary file.
-        seconds: By stage, as in `TrainingResult.stages`.
-    """
-
-    memory: Mapping[str, int]
-    spilled: int
-    seconds: Mapping[str, float]
-
-    @property
-    def peak(self) -> int:
-        """Bytes of memory at the peak."""
-        return sum(self.memory.values())
-
-    def repeated(self, times: int) -> Forecast:
-        """Of so many such trainings, one after the other."""
-        return replace(self, seconds={stage: times * seconds for stage, seconds in self.seconds.items()})
-
-    @property
-    def duration(self) -> float:
-        """Seconds without loading the model."""
-        return sum(self.seconds.values())
-
-
-class Blueprint:
-    """A model that is known by its configuration and its tokenizer only.
-
-    Attributes:
-        layers: Number of its decoder layers.
-        hidden: Width of its residual stream.
-        vocabulary: Number of tokens that it predicts.
-        itemsize: Bytes of a number.
-        weights: Bytes of its parameters and buffers.
-    """
-
-    def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
-        """Reads the configuration and the tokenizer.
-
-        Args:
-            model: Hub id or folder.
-            arguments: Further arguments of `steered-hf`.
-
-        Raises:
-            AftError: There is no configuration or tokenizer, an argument cannot be understood, or the weights are not
-                those of the configuration.
-        """
-        preflight.check(model, arguments)
-        if changed := [name for name in _CHANGES_WEIGHTS if arguments.get(name)]:
-            raise ModelError(f"what a model loaded with {changed[0]}= takes cannot be estimated without loading it")
-        revision = arguments.get("revision")
-        self._config = read_config(model, revision=revision)
-        if getattr(self._config, "quantization_config", None):
-            raise ModelError(f"{model}: what a quantised checkpoint takes cannot be estimated without loading it")
-        self._arguments = {name: value for name, value in arguments.items() if name not in _OF_LOADING}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{model}: has no tokenizer that can be read ({reason(error, sentence=True)})") from None
-        asked = arguments.get("dtype", "auto")
-        known = self._config.get_text_config(decoder=True).dtype or self._config.dtype or torch.float32
-        wanted = known if asked in (None, "auto") else asked
-        self._dtype: torch.dtype = getattr(torch, str(wanted).removeprefix("torch."))
-        self.layers = int(self._config.get_text_config(decoder=True).num_hidden_layers)
-        self.itemsize = self._dtype.itemsize
-        self.weights = self.weights_of(self.layers)
-        self.hidden = int(self._config.get_text_config(decoder=True).hidden_size)
-        self.vocabulary = int(self._config.get_text_config(decoder=True).vocab_size)
-
-    def weights_of(self, layers: int) -> int:
-        """Bytes of parameters and buffers of the first layers and all that is not a layer."""
-        empty = skeleton(with_layers(self._config, layers))
-        tensors = {id(tensor): tensor for tensor in (*empty.parameters(), *empty.buffers())}
-        return sum(tensor.numel() for tensor in tensors.values()) * self.itemsize
-
-    @contextmanager
-    def built(self, layers: int) -> Iterator[SteeredHFLM]:
-        """A model of some layers of this kind, with random weights."""
-        model = invented(with_layers(self._config, layers), self._dtype)
-        yield SteeredHFLM(model, tokenizer=self._tokenizer, **self._arguments)
-        del model
-        gc.collect()
 
 
 Draw = Callable[[SteeredHFLM], Sequence[TaskExamples]]

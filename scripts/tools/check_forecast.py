@@ -1,9 +1,9 @@
-"""Compares what `aft-train --dry-run` says of memory and time with what the training takes: `make verify-forecast`.
+"""Compares what `--dry-run` says of memory and time with what trainings and evaluations take: `make verify-forecast`.
 
-The embedded SmolLM2-135M and random Llama models of growing size, with its tokenizer, learn from real rows
-(HF_DATASETS_CACHE must name a cache that holds them, or be online). Each forecast and each training is a process of its
-own; the peak of its memory is the operating system's figure. Writes `leaderboards/cost/forecasts.csv` and the table in
-`docs/cost.md`.
+The embedded SmolLM2-135M and random Llama models of growing size, with its tokenizer, learn from real rows or are
+evaluated on them (HF_DATASETS_CACHE must name a cache that holds them, or be online). Each forecast and each run is a
+process of its own; the peak of its memory is the operating system's figure. Writes `leaderboards/cost/forecasts.csv`
+and the table in `docs/cost.md`.
 
     python scripts/tools/check_forecast.py
     python scripts/tools/check_forecast.py --only smollm2-arc_easy-float32
@@ -33,21 +33,26 @@ BEGIN, END = "<!-- forecasts: scripts/tools/check_forecast.py -->", "<!-- end of
 
 @dataclass(frozen=True)
 class Case:
-    """A training.
+    """A training or an evaluation.
 
     Attributes:
         model: Hidden size and number of layers of a random model; None is the embedded one.
-        arguments: Of `aft.train`.
+        arguments: Of `aft.train`, or of `aft.evaluate` where there are boosters.
     """
 
     model: tuple[int, int] | None
     arguments: dict[str, Any]
 
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether nothing is learned."""
+        return "boosters" in self.arguments
+
 
 def case(task: str, limit: int, dtype: str, model: tuple[int, int] | None = None, **further: Any) -> Case:
     """A case with one epoch, unless another number is given."""
     asked = {"tasks": task, "include_path": [ROOT / "tasks"], "limit": limit, "model_args": {"dtype": dtype}}
-    return Case(model, {**asked, "epochs": 1, **further})
+    return Case(model, {**asked, **({} if "boosters" in further else {"epochs": 1}), **further})
 
 
 CASES = {
@@ -59,6 +64,8 @@ CASES = {
     "random-512x8-arc_easy": case("arc_easy", 100, "bfloat16", (512, 8)),
     "random-1024x16-arc_easy": case("arc_easy", 48, "bfloat16", (1024, 16)),
     "random-2048x16-arc_easy": case("arc_easy", 32, "bfloat16", (2048, 16)),
+    "evaluation-hellaswag": case("hellaswag", 100, "bfloat16", boosters=["smollm2-135m-arc-easy"]),
+    "evaluation-gsm8k_easy_gen": case("gsm8k_easy_gen", 48, "bfloat16", boosters=["smollm2-135m-arc-easy"]),
 }
 
 
@@ -114,7 +121,7 @@ def forecast(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
     import aft_harness as aft
 
     begun = time.perf_counter()
-    found = aft.forecast(model, **arguments)
+    found = (aft.forecast_evaluation if "boosters" in arguments else aft.forecast)(model, **arguments)
     return {"memory": found.peak, "seconds": found.duration, "took": time.perf_counter() - begun}
 
 
@@ -125,10 +132,20 @@ def training(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
     return {"seconds": aft.train(model, **arguments).seconds}
 
 
+def evaluation(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
+    """What it takes once the model is loaded."""
+    import aft_harness as aft
+
+    with aft.opened(model, **arguments["model_args"]) as lm:
+        begun = time.perf_counter()
+        aft.evaluate(lm.model, lm.tokenizer, **{**arguments, "model_args": {}})
+        return {"seconds": time.perf_counter() - begun}
+
+
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(CASES)), help="Case to check.  [default: all]")
 def main(only: tuple[str, ...]) -> None:
-    """Compare forecasts of trainings with what they take."""
+    """Compare forecasts with what trainings and evaluations take."""
     from aft_harness.demo import model_folder
     from aft_harness.files import write_atomically
 
@@ -142,7 +159,8 @@ def main(only: tuple[str, ...]) -> None:
                 in_a_process(lambda: random_model(place, *size))  # noqa: B023
                 model = place
             predicted = in_a_process(lambda: forecast(model, asked.arguments))  # noqa: B023
-            measured = in_a_process(lambda: training(model, asked.arguments))  # noqa: B023
+            run = evaluation if asked.is_evaluation else training
+            measured = in_a_process(lambda: run(model, asked.arguments))  # noqa: B023
         rows[name] = {
             "case": name,
             "memory_forecast": round(predicted["memory"] / 2**30, 3),
@@ -168,7 +186,7 @@ def write_page(table: pd.DataFrame) -> None:
     from aft_harness.files import write_atomically
     from aft_harness.text import between
 
-    lines = ["| training | memory, GiB | forecast | time, s | forecast |", "|---|--:|--:|--:|--:|"]
+    lines = ["| run | memory, GiB | forecast | time, s | forecast |", "|---|--:|--:|--:|--:|"]
     for row in table.to_dict("records"):
         memory = f"{row['memory_measured']:.2f} | {row['memory_forecast']:.2f}"
         lines.append(f"| {row['case']} | {memory} | {row['seconds_measured']:.0f} | {row['seconds_forecast']:.0f} |")

@@ -158,3 +158,19 @@ def test_compare_pairs_two_folders(in_tmp: Path) -> None:
         failed = aft("compare", *arguments, "--task", "x")
         assert_refused(failed, exit_code, "")
         assert exit_code == 2 or failed.stderr.count("\n") == 1
+
+
+def test_a_dry_run_says_what_an_evaluation_will_take_and_writes_nothing(model: str, in_tmp: Path) -> None:
+    before = set(in_tmp.iterdir())
+    options = ["--vector", "a.safetensors", "--vector", "b.safetensors", "--output", "out", "--csv", "table.csv"]
+    result = evaluate(model, *options, "--limit", "4", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    work, memory, time = result.stdout.splitlines()
+    assert work == "work    12 loglikelihoods"
+    assert memory.startswith("memory  about ") and "weights 0.00" in memory
+    assert time.startswith("time    about ") and time.endswith("and loading the model")
+    assert set(in_tmp.iterdir()) == before
+    assert_refused(evaluate(model, "--vector", "a.safetensors", "--dry-run", "--batch-size", "auto"), 1, "auto")
+    assert_refused(
+        evaluate(model, "--vector", "a.safetensors", "--dry-run", "--pairs", "p.jsonl"), 2, "cannot be used together"
+    )

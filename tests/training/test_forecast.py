@@ -12,11 +12,12 @@ from training_cases import examples, plain
 
 from aft_harness.engine.footprint import footprint
 from aft_harness.errors import AftError, ModelError, TrainingError
+from aft_harness.harness.blueprint import DEEP, SHALLOW, Blueprint, Forecast
 from aft_harness.harness.examples import TaskExamples
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import forecast as module
 from aft_harness.training import train
-from aft_harness.training.forecast import Blueprint, Forecast, _between, distinct_tokens, forecast
+from aft_harness.training.forecast import _between, distinct_tokens, forecast
 from aft_harness.training.groundwork import frozen
 from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.memory import PASS
@@ -75,7 +76,7 @@ def test_memory_is_what_the_training_keeps(model: str, predicted: Forecast, monk
 def test_what_a_pass_keeps_is_linear_in_its_layers(model: str) -> None:
     found = []
     blueprint = Blueprint(model, {"dtype": "float32"})
-    for layers in (module.SHALLOW, module.DEEP):
+    for layers in (SHALLOW, DEEP):
         with blueprint.built(layers) as lm:
             found.append(module._footprint(lm))
     whole = SteeredHFLM(model, dtype="float32")
