@@ -74,8 +74,8 @@ def transfer(
     """Train boosters on some tasks and evaluate them on others.
 
     There is one booster for each task or mixture, and every booster is evaluated on every evaluation task. PLAN is a
-    YAML file (see docs/transfer.md); small studies can be described with options instead. If the command is interrupted
-    or killed, rerun it to resume from --folder.
+    YAML file (see docs/transfer-studies.md); small studies can be described with options instead. If the command is
+    interrupted or killed, rerun it to resume from --folder.
     """
     for name, paths in (("--to", (table_file,)), ("--markdown", (markdown,)), ("--heat-map", heat_maps)):
         for path in paths:

@@ -91,7 +91,7 @@ def _recorded(model: torch.nn.Module) -> Iterator[Mapping[int, int]]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # what an operation returns and keeps would otherwise keep itself alive for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield storages

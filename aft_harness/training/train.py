@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.engine.footprint import footprint
-from aft_harness.engine.memory import peak_memory
+from aft_harness.engine.memory import peak_memory, release
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import TaskExamples
@@ -157,6 +157,7 @@ def train(
                     after = objective.score(watched, lm.processes)
         booster = Booster.of(kept)
         relative = relative_norms(residual, booster)
+    release()
     return finished(
         booster,
         origin,

@@ -71,3 +71,14 @@ def test_every_model_is_measured_and_left_as_it_was(tiny_model: Any, architectur
 
 def test_a_footprint_is_a_polynomial() -> None:
     assert Footprint(10.0, 2.0, 100.0).of(30, 5, 7) == 30 * (10 + 2 * 5) + 700
+
+
+def test_no_graph_outlives_a_measurement(tiny_model: Any) -> None:
+    def graphs() -> int:
+        gc.collect()
+        return sum(isinstance(each, torch.Tensor) and each.grad_fn is not None for each in gc.get_objects())
+
+    model = tiny_model("llama").requires_grad_(False)
+    before = graphs()
+    footprint(engine(model), 0)
+    assert graphs() == before
