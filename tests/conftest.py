@@ -44,6 +44,14 @@ _GEMMA: dict[str, Any] = {**_GATED, "head_dim": 8}
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom": {},
+    "ernie4_5_moe": {
+        **_GATED,
+        "moe_intermediate_size": 32,
+        "moe_k": 2,
+        "moe_layer_start_index": 0,
+        "moe_num_experts": 4,
+        "tie_word_embeddings": True,
+    },
     "falcon": {"alibi": False, "ffn_hidden_size": 64, "multi_query": True, "parallel_attn": True},
     "gemma": _GEMMA,
     "gemma2": {**_GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16},
@@ -57,6 +65,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"intermediate_size": 64},
     "gptj": {"n_inner": 64, "rotary_dim": 8},
     "granite": {**_GATED, "residual_multiplier": 0.22},
+    "internlm3": {**_GATED, "head_dim": 8},
     "llama": _GATED,
     "mamba": {"intermediate_size": 64, "state_size": 8, "time_step_rank": 4},
     "mistral": {**_GATED, "sliding_window": None},

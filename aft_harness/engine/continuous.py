@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aft_harness.engine.decoder import text_config
+from aft_harness.engine.decoder import layer_settings, text_config
 from aft_harness.engine.prefixes import SHORTEST, clusters
 from aft_harness.engine.rows import pad
 from aft_harness.engine.scoring import Engine, Request
@@ -119,7 +119,7 @@ def _reach(model: Any) -> float:
     config = text_config(model)
     if getattr(config, "use_sliding_window", True) is False:
         return math.inf
-    spans = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    spans = set().union(*(layer_settings(config, name) for name in ("sliding_window", "attention_chunk_size")))
     return min((span for span in spans if span), default=math.inf)
 
 

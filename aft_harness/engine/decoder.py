@@ -79,6 +79,13 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
+def layer_settings(config: Any, name: str) -> set[Any]:
+    """What a configuration says of a setting, for all layers or for each; empty where it has no such setting."""
+    differing = name in (getattr(config, "per_layer_attributes", None) or ())
+    found = {getattr(each, name, None) for each in (config.per_layer_config if differing else (config,))}
+    return found - {None}
+
+
 def hidden_size(model: nn.Module) -> int:
     """Width of the residual stream."""
     return int(text_config(model).hidden_size)

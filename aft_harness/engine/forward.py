@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aft_harness.engine.decoder import hidden_size, text_config
+from aft_harness.engine.decoder import hidden_size, layer_settings, text_config
 from aft_harness.engine.mask import additive_mask, visible
 from aft_harness.engine.partial import computed_up_to, given_only, last_mlp, narrowed, recomputed, resumed_after
 from aft_harness.engine.rows import Batch
@@ -158,8 +158,10 @@ class ForwardPass:
 
     def _possible_mask_forms(self) -> Iterator[MaskForm]:
         config = text_config(self.model)
-        window = getattr(config, "sliding_window", None)
-        chunk = getattr(config, "attention_chunk_size", None)
+        window, chunk = (
+            found.pop() if len(found := layer_settings(config, name)) == 1 else None
+            for name in ("sliding_window", "attention_chunk_size")
+        )
         reach: dict[str, dict[str, int | None]] = {
             "full_attention": {},
             "sliding_attention": {"window": window},

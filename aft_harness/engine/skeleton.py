@@ -9,6 +9,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from aft_harness.errors import ModelError
 from aft_harness.text import reason
 
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from aft_harness.boosters.model_identity import ModelIdentity
+
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises of configurations and models that it cannot make sense of."""
 
 
 def read_config(model: str | Path, label: str = "", revision: str | None = None) -> PreTrainedConfig:
@@ -34,7 +50,7 @@ def read_config(model: str | Path, label: str = "", revision: str | None = None)
 
     try:
         return AutoConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FAILURES as error:
         why = reason(error, sentence=True)
         raise ModelError(
             f"{label or model}: has no configuration that can be read ({type(error).__name__}: {why})"
@@ -53,7 +69,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except FAILURES as error:
         why = reason(error, sentence=True)
         raise ModelError(f"no causal language model of type {config.model_type}: {why}") from None
 
@@ -96,7 +112,7 @@ def invented(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except FAILURES as error:
         why = reason(error, sentence=True)
         raise ModelError(f"no causal language model of type {config.model_type}: {why}") from None
     return model.eval()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from aft_harness.engine.skeleton import invented, read_config, skeleton, with_layers
+from aft_harness.engine.skeleton import FAILURES, invented, read_config, skeleton, with_layers
 from aft_harness.errors import ModelError
 from aft_harness.harness import preflight
 from aft_harness.harness.model import SteeredHFLM
@@ -94,7 +94,7 @@ class Blueprint:
         self._arguments = {name: value for name, value in arguments.items() if name not in _OF_LOADING}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except FAILURES as error:
             raise ModelError(f"{model}: has no tokenizer that can be read ({reason(error, sentence=True)})") from None
         asked = arguments.get("dtype", "auto")
         known = self._config.get_text_config(decoder=True).dtype or self._config.dtype or torch.float32
@@ -111,9 +111,13 @@ class Blueprint:
     def keys_and_values(self) -> int:
         """Bytes that are kept of each token of a text that is being written, where all layers are attention."""
         text = self._config.get_text_config(decoder=True)
-        heads = int(getattr(text, "num_attention_heads", 1))
-        each = int(getattr(text, "head_dim", None) or self.hidden // heads)
-        return 2 * self.layers * each * int(getattr(text, "num_key_value_heads", None) or heads) * self.itemsize
+        layers = getattr(text, "per_layer_config", None) or [text] * self.layers  # whose heads may differ
+        return 2 * self.itemsize * sum(map(self._key_width, layers))
+
+    def _key_width(self, layer: Any) -> int:
+        heads = int(getattr(layer, "num_attention_heads", None) or 1)
+        each = int(getattr(layer, "head_dim", None) or self.hidden // heads)
+        return each * int(getattr(layer, "num_key_value_heads", None) or heads)
 
     def weights_of(self, layers: int) -> int:
         """Bytes of parameters and buffers of the first layers and all that is not a layer."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.errors import AftError, ModelError, ParseError
 from aft_harness.harness import preflight
 from aft_harness.harness.notices import without_notices
@@ -61,7 +62,7 @@ def load_as_hf(
         raise
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{shown(pretrained)} does not fit on {kwargs.get('device')}; try dtype=bfloat16") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+    except FAILURES as error:
         reason = _explain(error)
         raise ModelError(f"{shown(pretrained)} cannot be loaded as a causal language model: {reason}") from error
 

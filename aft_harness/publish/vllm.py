@@ -20,6 +20,7 @@ from aft_harness.boosters.model_identity import ModelIdentity
 from aft_harness.boosters.variant import BASELINE
 from aft_harness.digests import digest
 from aft_harness.engine.scoring import Request
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.errors import AftError, ExportError, ModelError
 from aft_harness.harness.guarded import GuardedLM, check_scale
 from aft_harness.harness.identity import tokenizer_identity
@@ -59,7 +60,6 @@ _NO_SETTINGS = ("model", "max_num_seqs", "gpu_memory_utilization")
 """Arguments of vLLM that change no answer, or that the identity of model and booster stand for."""
 
 _PACKAGES = ("lm_eval", "transformers")
-_FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, ImportError)
 
 
 class SteeredVLLM(GuardedLM, VLLM):
@@ -97,7 +97,7 @@ class SteeredVLLM(GuardedLM, VLLM):
             super().__init__(pretrained=folder, **kwargs)
         except AftError:
             raise
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ModelError(
                 f"vLLM cannot load {self._pretrained} ({type(error).__name__}: {reason(error)})"
             ) from error

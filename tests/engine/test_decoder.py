@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
-from aft_harness.engine.decoder import check_causal, decoder_layers
+from aft_harness.engine.decoder import check_causal, decoder_layers, layer_settings
 from aft_harness.errors import ModelError
 
 
@@ -46,6 +46,16 @@ def test_layers_are_found_where_get_decoder_does_not_lead(kind: str, settings: d
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **known))
     assert decoder_layers(model) is model.get_submodule(path) and len(decoder_layers(model)) == 3
+
+
+def test_settings_may_differ_among_layers() -> None:
+    same = AutoConfig.for_model("gemma3_text", sliding_window=16)
+    assert layer_settings(same, "sliding_window") == {16} and layer_settings(same, "head_dim") == {256}
+    assert layer_settings(same, "no_such_setting") == set()
+    differing = AutoConfig.for_model("gemma4_text", head_dim=32, global_head_dim=64)
+    with pytest.raises(RuntimeError):
+        _ = differing.head_dim
+    assert layer_settings(differing, "head_dim") == {32, 64}
 
 
 def test_an_override_names_the_layers(tiny_model: Any) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from aft_harness.engine.skeleton import read_config
 from aft_harness.errors import BoosterError, ModelError, ParseError
+from aft_harness.harness.blueprint import Blueprint
 from aft_harness.harness.loading import load_as_hf, parse_arguments, shown
 from aft_harness.harness.model import SteeredHFLM
 
@@ -34,6 +38,27 @@ def test_models_that_cannot_be_steered_are_one_clear_line(tmp_path: Path, tiny_t
     for pretrained, reason in cases.items():
         with pytest.raises(ModelError, match=reason) as caught:
             SteeredHFLM(pretrained=pretrained, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"hidden_size": "wide"}, "hidden_size"), ({"num_attention_heads": 5}, "attention heads")],
+)
+def test_settings_that_no_model_can_have_are_one_line(
+    settings: dict[str, Any], reason: str, tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    for load in (
+        lambda: SteeredHFLM(str(folder), device="cpu"),
+        lambda: read_config(folder),
+        lambda: Blueprint(str(folder), {}),
+    ):
+        with pytest.raises(ModelError, match=reason) as caught:
+            load()
         assert "\n" not in str(caught.value)
 
 

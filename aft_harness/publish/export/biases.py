@@ -6,16 +6,17 @@ Knows a checkpoint's tensors and a form; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aft_harness.engine.decoder import decoder_layers
 from aft_harness.engine.skeleton import skeleton
-from aft_harness.errors import ExportError
+from aft_harness.errors import ExportError, ModelError
 from aft_harness.publish.export.base import Base
 from aft_harness.publish.export.forms import Form
 
@@ -62,8 +63,9 @@ def biases_of(base: Base, config: PreTrainedConfig, form: Form, vectors: Mapping
     found = Biases()
     shapes = {name: tuple(value.shape) for name, value in target.state_dict().items()}
     for parameter in sorted(set(shapes) - set(source.state_dict())):
-        weight = base.name_of(f"{parameter.removesuffix('.bias')}.weight", source.base_model_prefix)
-        name = f"{weight.removesuffix('.weight')}.bias"
+        stem = parameter.removesuffix(".bias")
+        weight = _stored(base, source, f"{stem}.weight")
+        name = f"{weight.removesuffix('.weight')}.bias" if weight.endswith(f"{stem}.weight") else parameter
         found.added[name] = torch.zeros(shapes[parameter], dtype=_dtype(base, weight))
     for layer, vector in vectors.items():
         parameter = f"{place}.{layer}.{form.site.name}.bias"
@@ -95,6 +97,16 @@ def _refuse_quantised(base: Base, parameters: set[str], prefix: str) -> None:
             f"{base.label} is quantised, and its weights are packed; export from the model that it was made of and "
             "quantise the export, or run the booster with `--model steered-hf`"
         )
+
+
+def _stored(base: Base, source: PreTrainedModel, parameter: str) -> str:
+    """What a parameter is called in the files, which hold one that is tied to another once."""
+    same = source.get_parameter(parameter)
+    names = (name for name, each in source.named_parameters(remove_duplicate=False) if each is same)
+    for name in (parameter, *names):
+        with suppress(ModelError):
+            return base.name_of(name, source.base_model_prefix)
+    return base.name_of(parameter, source.base_model_prefix)
 
 
 def _dtype(base: Base, name: str) -> torch.dtype:

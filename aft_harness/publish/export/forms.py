@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from transformers import LlamaConfig, PreTrainedConfig
 
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.errors import ExportError
-from aft_harness.publish.export.miniature import FAILURES
 from aft_harness.publish.export.site import Site, find_site
 
 SWITCHES = ("mlp_bias", "use_bias", "bias")
@@ -53,7 +53,11 @@ def fitting_form(config: PreTrainedConfig, layers: Sequence[int]) -> Form:
     site = find_site(config, layers)
     if site.has_bias:
         return Form(NATIVE, config, site)
-    tried = [(switch, _switched(config, switch)) for switch in SWITCHES if getattr(config, switch, None) is False]
+    tried: list[tuple[str, PreTrainedConfig]] = []
+    for switch in SWITCHES:
+        if getattr(config, switch, None) is False:
+            with suppress(*FAILURES):  # settings that exclude each other
+                tried.append((switch, _switched(config, switch)))
     if config.model_type != "llama":
         with suppress(*FAILURES):  # settings that no Llama may have
             tried.append((AS_LLAMA, as_llama(config)))
@@ -83,4 +87,5 @@ def as_llama(config: PreTrainedConfig) -> LlamaConfig:
 def _switched(config: PreTrainedConfig, switch: str) -> PreTrainedConfig:
     changed = copy.deepcopy(config)
     setattr(changed, switch, True)
+    type(config).from_dict(changed.to_dict())  # as whoever loads the export will, which checks it
     return changed

@@ -10,15 +10,13 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.errors import ExportError
 from aft_harness.text import reason
 
 VOCABULARY = 97
 TOKENS = 12
 """Of the text that miniatures are run on."""
-
-FAILURES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError)
-"""What models of an unforeseen kind raise when they are made or run."""
 
 _INNER, _EXPERTS = 48, 16
 _WINDOW = 4  # shorter than the text, so that a window shows in it

@@ -18,9 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.engine.decoder import decoder_layers, hidden_size
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.engine.steering import Steering, recorded
 from aft_harness.errors import BoosterError, ExportError, ModelError
-from aft_harness.publish.export.miniature import FAILURES, logits, miniature, with_weights_of
+from aft_harness.publish.export.miniature import logits, miniature, with_weights_of
 from aft_harness.text import reason
 
 _CLOSE = 1e-4

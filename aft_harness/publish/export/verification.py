@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from aft_harness.boosters.booster import Booster
+from aft_harness.engine.skeleton import FAILURES
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import ExportError
 from aft_harness.text import reason
@@ -60,7 +61,7 @@ def _loaded(folder: Path) -> PreTrainedModel:
     try:
         load: Any = AutoModelForCausalLM.from_pretrained  # whose type knows nothing of the report
         model, report = load(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except FAILURES as error:
         why = reason(error)
         raise ExportError(f"the model cannot be loaded to verify the export ({why}); see --no-verify") from None
     finally:

@@ -20,8 +20,8 @@ from aft_harness.publish.export.registry import export
 from aft_harness.publish.export.target import Exported
 
 NATIVE = ["bloom", "gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2"]
-SWITCHED = ["falcon", "granite", "llama", "mamba"]
-AS_LLAMA = ["mistral", "qwen2"]
+SWITCHED = ["ernie4_5_moe", "falcon", "granite", "llama", "mamba"]
+AS_LLAMA = ["internlm3", "mistral", "qwen2"]
 
 
 def exported(base: Path, output: Path, vector: Any = None, **options: Any) -> Exported:
