@@ -29,6 +29,10 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 COARSE_TOLERANCE = 0.15
 """The same for half precision, where rows of another shape differ by rounding alone; a wrong mask is off by nats."""
 
+_FEWEST = 4
+"""Tokens over which half precision is judged at least: logits of 16 and more have steps of 1/8 in bfloat16, so that a
+single token may be off by two of them."""
+
 # What a model may raise when it is given a mask or positions that it has no use for.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
@@ -102,6 +106,11 @@ class Probe:
         """Largest mean |difference| of token loglikelihoods, or of logits, that counts as none."""
         return TOLERANCE.get(self._forward_pass.dtype, COARSE_TOLERANCE)
 
+    def _allowed(self, tokens: int) -> float:
+        """Largest |difference| of the loglikelihood of so many tokens that counts as none."""
+        half = self._forward_pass.dtype not in TOLERANCE
+        return self.tolerance * (max(tokens, _FEWEST) if half else tokens)
+
     def covers(self, batch: Batch) -> bool:
         """Whether packed rows as wide and deep as these have been checked; only for a model that takes packed rows."""
         return Extent.of(batch) <= self.covered
@@ -127,7 +136,7 @@ class Probe:
                 scored = score()
                 members = {member for _, member in revealing(batch)}
                 # Not the reverse comparison: a difference that is not a number must fail, too.
-                if all(found.difference <= self.tolerance * found.tokens for found in compare(scored, members)):
+                if all(found.difference <= self._allowed(found.tokens) for found in compare(scored, members)):
                     self.covered |= Extent.of(batch)
                     return scored
             except torch.OutOfMemoryError:

@@ -282,9 +282,8 @@ class Engine:
         checked so far.
         """
         if self.packed and not self.probe.covers(batch):
-            rows = {id(row): row for row, _ in revealing(batch)}
-            trial = batches(list(rows.values()), sum(map(len, batch.rows)))
             with torch.no_grad():
+                trial = _revealing(batch)
                 return all(self._checked(part, requests, (None,), torch.float32) is not None for part in trial)
         return self.packed
 
@@ -300,17 +299,34 @@ class Engine:
         def score() -> list[Scores]:
             return self._score_steered(batch, requests, steerings, softmax_dtype)
 
+        # Not in the dtype that was asked for: sums that are rounded to bfloat16 have steps of half a nat at -100.
+        rounded = softmax_dtype or self.dtype
+        exact = torch.promote_types(rounded, torch.float32)
+
         def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
-            packed = dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
+            packed: dict[int, float] = {}
+            for part in [scored[0]] if exact == rounded else self._again(batch, requests, steerings[:1], exact):
+                packed |= zip(part.members, part.loglikelihoods.tolist(), strict=True)
             plain = self.plain()
             for member in members:
                 request = requests[member]
-                (((alone, _),),) = plain.loglikelihoods(
-                    [request], 1, steerings=steerings[:1], softmax_dtype=softmax_dtype
-                )
+                (((alone, _),),) = plain.loglikelihoods([request], 1, steerings=steerings[:1], softmax_dtype=exact)
                 yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
         return self.probe.checked(batch, score, compare)
+
+    def _again(
+        self, batch: Batch, requests: Sequence[Request], steerings: Sequence[Steering | None], dtype: torch.dtype
+    ) -> Iterator[Scores]:
+        """Scores the rows of a batch that tell most, under the first steering."""
+        for part in _revealing(batch):
+            yield self._score_steered(part, requests, steerings, dtype)[0]
+
+
+def _revealing(batch: Batch) -> list[Batch]:
+    """The rows on which a wrong mask shows, in batches of their own."""
+    rows = {id(row): row for row, _ in revealing(batch)}
+    return batches(list(rows.values()), sum(map(len, batch.rows)))
 
 
 def _members(batch: Batch) -> tuple[int, ...]:

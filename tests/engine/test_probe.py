@@ -111,19 +111,56 @@ def test_the_head_runs_on_chosen_positions_whatever_the_model_accepts(tiny_model
     assert (sum(rows) == len(predicted)) == (accepts != "no hooks")
 
 
-@pytest.mark.parametrize(("difference", "agrees"), [(0.0, True), (0.1, False), (float("nan"), False)])
-def test_packed_rows_that_deviate_are_given_up(tiny_model: Any, difference: float, agrees: bool) -> None:
-    runner = engine(tiny_model("llama"))
+@pytest.mark.parametrize(
+    ("dtype", "difference", "tokens", "agrees"),
+    [
+        (torch.float32, 0.0, 1, True),
+        (torch.float32, 0.1, 1, False),
+        (torch.float32, float("nan"), 1, False),
+        # Two steps of a logit of 16 to 32: no reason to give packed rows up, which a single token had been.
+        (torch.bfloat16, 0.25, 1, True),
+        (torch.bfloat16, 1.5, 1, False),
+        (torch.bfloat16, 1.4, 10, True),
+        (torch.bfloat16, 1.6, 10, False),
+        (torch.bfloat16, float("nan"), 10, False),
+    ],
+)
+def test_packed_rows_that_deviate_are_given_up(
+    tiny_model: Any, dtype: torch.dtype, difference: float, tokens: int, agrees: bool
+) -> None:
+    runner = engine(tiny_model("llama").to(dtype))
     (batch,) = batches(pack([(5, 6, 7), (5, 6, 8)], [1, 1], 8), 100)
     compared: list[set[int]] = []
 
     def compare(scored: str, members: Any) -> Any:
         compared.append(set(members))
-        return [Deviation(difference, 1)]
+        return [Deviation(difference, tokens)]
 
     found = runner.probe.checked(batch, lambda: "scores", compare)
     assert (found == "scores", runner.packed, runner.probe.covers(batch)) == (agrees, agrees, agrees)
     assert compared[0] == {0, 1}
+
+
+def test_half_precision_is_judged_by_sums_that_are_not_rounded(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)  # loglikelihoods of -100 and below, in steps of 1/2 where they are rounded
+    runner, found = engine(model.to(torch.bfloat16)), list[Deviation]()
+    checked = runner.probe.checked
+
+    def spy(batch: Any, score: Any, compare: Any) -> Any:
+        return checked(batch, score, lambda *given: [found.append(each) or each for each in compare(*given)])
+
+    monkeypatch.setattr(runner.probe, "checked", spy)
+    requests = [Request((5, 6, 7), tuple(range(10 + start, 20 + start))) for start in range(0, 200, 20)]
+    (scores,) = runner.loglikelihoods(requests, 400, softmax_dtype=None)
+    assert runner.packed and min(score for score, _ in scores) < -100
+    assert all(score == torch.tensor(score).bfloat16().item() for score, _ in scores)
+    (plain,) = runner.plain().loglikelihoods(requests, 1, softmax_dtype=torch.float32)
+    assert any(score != torch.tensor(score).bfloat16().item() for score, _ in plain)
+    assert found and any(each.difference % 0.25 for each in found)
 
 
 def test_an_extent_covers_what_is_smaller_in_every_respect() -> None:
