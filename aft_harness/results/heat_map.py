@@ -99,20 +99,13 @@ def alike(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _with_sources(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of one model with a `source`: as short a name of each booster as tells it from the others."""
-    labelled = cells.assign(source=[_source(row) for row in to_rows(cells)])
+    source = cells["trained_on"].where(cells["trained_on"] != "", cells["method"])
+    labelled = cells.assign(source=source)
     for count in range(1, len(BOOSTER) + 1):
         if not labelled.duplicated(["source", "evaluation"]).any():
             break
         labelled = cells.assign(source=cells[list(BOOSTER[:count])].astype(str).agg(", ".join, axis=1))
     return labelled
-
-
-def _source(row: Mapping[str, Any]) -> str:
-    """What a booster was made from: by the name that a plan has for it, by its tasks, or by its method."""
-    before, after = f"{row['method']} ", f" L{row['layers']}"
-    if row["trained_on"] and row["booster"].startswith(before) and row["booster"].endswith(after):
-        return str(row["booster"].removeprefix(before).removesuffix(after))
-    return str(row["trained_on"] or row["method"])
 
 
 def _panel(cells: pd.DataFrame, lower_is_better: Collection[str]) -> Panel:

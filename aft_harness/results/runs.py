@@ -144,12 +144,8 @@ def paired_runs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run, str]]:
 
 def booster_name(variant: VariantRecord) -> str:
     """A name for a booster without one: how it was made, from what, and where it acts; the same for all its seeds."""
-    return described(variant.method, "+".join(variant.trained_on) or "prompts", variant.layers)
-
-
-def described(method: str | None, made_from: str, layers: Sequence[int]) -> str:
-    """How a booster was made, from what, and where it acts."""
-    return f"{method or 'unknown'} {made_from} L{ranges(layers)}"
+    made_from = "+".join(variant.trained_on) or "prompts"
+    return f"{variant.method or 'unknown'} {made_from} L{ranges(variant.layers)}"
 
 
 def _baseline(run: Run, task: str, baselines: Sequence[Run]) -> Run:

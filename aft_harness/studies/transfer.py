@@ -31,7 +31,7 @@ from aft_harness.harness.shared_pass import SteeredLM
 from aft_harness.harness.tasks import Tasks, evaluated_documents
 from aft_harness.progress import OnProgress, OnTraining, ignore
 from aft_harness.results import leaderboard
-from aft_harness.results.runs import Run, described, rows
+from aft_harness.results.runs import Run, rows
 from aft_harness.slices import ALL
 from aft_harness.studies.plan import Evaluation, Plan
 from aft_harness.training import train as training
@@ -187,18 +187,11 @@ class Study:
             store=store,
             on_progress=on_progress,
         )
-        names = [None, *map(self.name_of, boosters)]
-        runs = zip(found, names, strict=True)
-        made = rows([Run(each.results, each.results["samples"], each.variant.name, name) for each, name in runs])
+        # Without names of their own, so that boosters are called by what they learned.
+        made = rows([Run(each.results, each.results["samples"], each.variant.name) for each in found])
         make_folder(path.parent)
         write_atomically(path, json.dumps(made, default=str).encode())
         return made
-
-    def name_of(self, booster: Booster) -> str | None:
-        """What tables call a booster of this study, whatever its seed: by the plan's name for what it learned."""
-        names = {cell.identity: cell.name for cell in self.trainings}
-        name = names.get(str(booster.provenance.training_sha256))
-        return described(booster.provenance.method, name, booster.layers) if name else None
 
     @property
     def evaluations(self) -> list[tuple[Mapping[str, Any] | None, Evaluation]]:
@@ -229,7 +222,7 @@ class Study:
         tasks = self.tasks.leaves([asked.task]).values()
         depends = {
             "model": lm.cache_identity(BASELINE),
-            "boosters": [(booster.sha256, booster.provenance.seed, self.name_of(booster)) for booster in boosters],
+            "boosters": [(booster.sha256, booster.provenance.seed) for booster in boosters],
             "evaluation": asdict(asked),
             "prompting": {**asdict(self.plan.prompt_format), "include_path": None},
             "config": [task.config.to_dict(keep_callable=True) for task in tasks],

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 from synthetic_runs import lines, run
@@ -33,15 +31,6 @@ def test_a_cell_has_the_change_and_a_shade_in_proportion_to_the_column() -> None
     assert other.significant and {alike(cell.row) for cell in panel.cells.values()} == {
         alike(row) for row in to_rows(found)
     }
-
-
-def test_a_booster_is_called_by_its_plan_or_by_its_tasks() -> None:
-    made = [run({"a": lines([0, 1])}), run({"a": lines([1, 1])}, "s", trained_on=["b", "c"])]
-    assert panels(frame(*made))[0].sources == ("b+c",)
-    (name,) = frame(*made)["booster"].unique()
-    for called, source in ((name.replace("b+c", "all but a"), "all but a"), ("file.safetensors", "b+c")):
-        named = frame(made[0], replace(made[1], name=called))
-        assert panels(named)[0].sources == (source,)
 
 
 def test_less_may_be_better_and_units_differ() -> None:
