@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -278,14 +279,13 @@ class Engine:
     def agrees(self, batch: Batch, requests: Sequence[Request]) -> bool:
         """Whether packed rows as wide and deep as these give what plain rows give; if not, rows are plain from now on.
 
-        Runs the rows that tell most, and two requests in plain rows, when the batch is wider or deeper than everything
-        checked so far.
+        Runs the rows that tell most, and two requests in plain rows, when the batch is wider or deeper than all before.
         """
-        if self.packed and not self.probe.covers(batch):
-            with torch.no_grad():
-                trial = _revealing(batch)
-                return all(self._checked(part, requests, (None,), torch.float32) is not None for part in trial)
-        return self.packed
+        if not self.packed or self.probe.covers(batch):
+            return self.packed
+        with torch.no_grad():
+            parts = _revealing(batch)
+            return all(self._checked(part, requests, (None,), torch.float32) is not None for part in parts)
 
     def _checked(
         self,
@@ -295,18 +295,17 @@ class Engine:
         softmax_dtype: torch.dtype | None,
     ) -> list[Scores] | None:
         """Scores a batch under each steering, or None when packed rows turn out wrong; see `Probe.checked`."""
-
-        def score() -> list[Scores]:
-            return self._score_steered(batch, requests, steerings, softmax_dtype)
-
+        score = partial(self._score_steered, batch, requests, steerings, softmax_dtype)
         # Not in the dtype that was asked for: sums that are rounded to bfloat16 have steps of half a nat at -100.
         rounded = softmax_dtype or self.dtype
         exact = torch.promote_types(rounded, torch.float32)
 
         def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
             packed: dict[int, float] = {}
-            for part in [scored[0]] if exact == rounded else self._again(batch, requests, steerings[:1], exact):
-                packed |= zip(part.members, part.loglikelihoods.tolist(), strict=True)
+            for part in _revealing(batch) if exact != rounded else ():
+                (again,) = self._score_steered(part, requests, steerings[:1], exact)
+                packed |= zip(again.members, again.loglikelihoods.tolist(), strict=True)
+            packed = packed or dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
             plain = self.plain()
             for member in members:
                 request = requests[member]
@@ -314,13 +313,6 @@ class Engine:
                 yield Deviation(abs(alone - packed[member]), len(request.continuation))
 
         return self.probe.checked(batch, score, compare)
-
-    def _again(
-        self, batch: Batch, requests: Sequence[Request], steerings: Sequence[Steering | None], dtype: torch.dtype
-    ) -> Iterator[Scores]:
-        """Scores the rows of a batch that tell most, under the first steering."""
-        for part in _revealing(batch):
-            yield self._score_steered(part, requests, steerings, dtype)[0]
 
 
 def _revealing(batch: Batch) -> list[Batch]:
