@@ -284,7 +284,7 @@ class Engine:
         if not self.packed or self.probe.covers(batch):
             return self.packed
         with torch.no_grad():
-            parts = _revealing(batch)
+            parts = _trial_batches(batch)
             return all(self._checked(part, requests, (None,), torch.float32) is not None for part in parts)
 
     def _checked(
@@ -301,11 +301,14 @@ class Engine:
         exact = torch.promote_types(rounded, torch.float32)
 
         def compare(scored: Sequence[Scores], members: Collection[int]) -> Iterator[Deviation]:
-            packed: dict[int, float] = {}
-            for part in _revealing(batch) if exact != rounded else ():
-                (again,) = self._score_steered(part, requests, steerings[:1], exact)
-                packed |= zip(again.members, again.loglikelihoods.tolist(), strict=True)
-            packed = packed or dict(zip(scored[0].members, scored[0].loglikelihoods.tolist(), strict=True))
+            parts = scored[:1]
+            if exact != rounded:
+                parts = [self._score_steered(part, requests, steerings[:1], exact)[0] for part in _trial_batches(batch)]
+            packed = {
+                member: score
+                for part in parts
+                for member, score in zip(part.members, part.loglikelihoods.tolist(), strict=True)
+            }
             plain = self.plain()
             for member in members:
                 request = requests[member]
@@ -315,7 +318,7 @@ class Engine:
         return self.probe.checked(batch, score, compare)
 
 
-def _revealing(batch: Batch) -> list[Batch]:
+def _trial_batches(batch: Batch) -> list[Batch]:
     """The rows on which a wrong mask shows, in batches of their own."""
     rows = {id(row): row for row, _ in revealing(batch)}
     return batches(list(rows.values()), sum(map(len, batch.rows)))

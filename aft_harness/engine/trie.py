@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aft_harness.engine.rows import Piece, Row, best_fit, grouped
+from aft_harness.engine.rows import Piece, Row, best_fit, grouped, stats
 
 WIDTHS = (128, 160, 192, 224, 256, 288, 320, 352, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
 """Row widths that are worth a try."""
 
+_USUAL_WIDTH = 256
 _SAMPLED_LEAVES = 4000  # what a width is chosen by: enough to tell, however many leaves there are
 
 
@@ -114,6 +115,11 @@ def pack(sequences: Sequence[Sequence[int]], tails: Sequence[int], width: int) -
         ValueError: what `Trie` or `Trie.rows` refuses.
     """
     return Trie(sequences, tails).rows(width)
+
+
+def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
+    """How many columns sequences take in rows of a usual width, in which common prefixes are laid out once."""
+    return stats(pack(sequences, [1] * len(sequences), _USUAL_WIDTH))[0]
 
 
 @dataclass(slots=True)

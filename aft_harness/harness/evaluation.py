@@ -12,7 +12,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval import evaluator
+from lm_eval.api.model import LM
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_commit_from_path
@@ -121,6 +122,50 @@ def evaluate(
                 _write(results, output, variant, lm, prompt_format)
             evaluated.append(VariantResults(variant, results))
     return evaluated
+
+
+class _Answered(Exception):
+    """All requests were made: what comes next are metrics."""
+
+
+def ask(
+    adapter: LM,
+    tasks: Sequence[str],
+    prompt_format: PromptFormat | None = None,
+    *,
+    source: Tasks | None = None,
+    limit: int | None = None,
+    docs: Slice | None = None,
+    confirm_run_unsafe_code: bool = False,
+) -> None:
+    """Asks a model everything that `evaluate` would ask it, and computes no metric.
+
+    Args:
+        adapter: What is asked.
+        tasks: See `evaluate`; so are all further arguments.
+        prompt_format: See `evaluate`.
+        source: See `evaluate`.
+        limit: See `evaluate`.
+        docs: See `evaluate`.
+        confirm_run_unsafe_code: See `evaluate`.
+
+    Raises:
+        TaskError: An unknown task, or one that cannot be evaluated.
+    """
+    prompt_format, source = prompt_format or PromptFormat(), source or Tasks()
+    loaded = source.load(tasks)
+    asked = arguments(loaded, prompt_format, limit, docs) | {"confirm_run_unsafe_code": confirm_run_unsafe_code}
+    with prepared(loaded), ExitStack() as stack:
+        for task in loaded["tasks"].values():
+            vars(task)["apply_filters"] = _answered  # what lm-eval does first with the answers
+            stack.callback(vars(task).pop, "apply_filters", None)
+        seed(loaded["tasks"].values(), prompt_format)
+        with suppress(_Answered), in_one_line(tasks):
+            evaluator.evaluate(lm=adapter, task_dict=loaded, **asked)
+
+
+def _answered(*_: Any) -> None:
+    raise _Answered
 
 
 @contextmanager

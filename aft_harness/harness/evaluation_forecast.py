@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from aft_harness.boosters.variant import BASELINE, Variant
 from aft_harness.engine.memory import peak_memory
-from aft_harness.engine.rows import stats
 from aft_harness.engine.scoring import Request
-from aft_harness.engine.trie import pack
+from aft_harness.engine.trie import distinct_tokens
 from aft_harness.errors import ModelError
 from aft_harness.harness.blueprint import DEEP, SHALLOW, Blueprint, Forecast
-from aft_harness.harness.evaluation import arguments, in_one_line, prepared, seed
+from aft_harness.harness.evaluation import ask
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks
@@ -35,9 +33,6 @@ TRIED = 160
 
 STEPS = 8
 """Tokens that a trial of writing writes after the first."""
-
-_WIDTH = 256
-"""Columns of the rows by which tokens are counted."""
 
 
 @dataclass
@@ -122,23 +117,21 @@ def forecast(
     for variant in variants:
         if variant.booster is not None:
             variant.booster.check_fits(blueprint.hidden, blueprint.layers, blueprint.architecture)
-    loaded, prompt_format = source.load(tasks), prompt_format or PromptFormat()
-    options = arguments(loaded, prompt_format, limit, docs) | {"confirm_run_unsafe_code": confirm_run_unsafe_code}
     with blueprint.built(SHALLOW) as lm:
         if lm.batch_size == "auto":
             raise ModelError("what batch size auto takes cannot be estimated without the model; name a number")
-        with prepared(loaded), in_one_line(tasks):
-            seed(loaded["tasks"].values(), prompt_format)
-            evaluator.evaluate(lm=(recorder := _Recorder(lm)), task_dict=loaded, **options)
-        asked = recorder.asked
+        recorder = _Recorder(lm)
+        options: dict[str, Any] = {"limit": limit, "docs": docs, "confirm_run_unsafe_code": confirm_run_unsafe_code}
+        ask(recorder, tasks, prompt_format, source=source, **options)
+        asked, requests = recorder.asked, _encoded(lm, recorder.asked.choices)
         shallow = _Trial.of(lm, asked)
     with blueprint.built(DEEP) as lm:
         deep = _Trial.of(lm, asked)
-        _largest(lm, asked)
-        taken = (peak_memory(lm.device) or 0) - blueprint.weights_of(DEEP)
+        _largest(lm, requests)
+        taken = max((peak_memory(lm.device) or 0) - blueprint.weights_of(DEEP), 0)
         texts = int(lm.batch_size)
         beside = blueprint.keys_and_values * texts * max(map(_length(lm), asked.texts), default=0)
-        tokens = {"loglikelihoods": _distinct(lm, asked.choices), "rolling loglikelihoods": _whole(lm, asked.rolling)}
+        tokens = {"loglikelihoods": _distinct(requests), "rolling loglikelihoods": _whole(lm, asked.rolling)}
         written = math.ceil(len(asked.texts) / texts) * max((_longest(lm, each) for each in asked.texts), default=0)
         read = sum(len(lm.tok_encode(each.args[0])) for each in asked.texts)
     layers = [blueprint.layers, *(_above(variant, blueprint.layers) for variant in variants[1:])]
@@ -168,7 +161,7 @@ class _Trial:
         found = {}
         if some := _spread(asked.choices):
             requests = _encoded(lm, some)
-            found["loglikelihoods"] = _second(lambda: lm.score_variants(requests, [BASELINE])) / _distinct(lm, some)
+            found["loglikelihoods"] = _second(lambda: lm.score_variants(requests, [BASELINE])) / _distinct(requests)
         if some := _spread(asked.rolling)[:8]:
             rolled = _second(lambda: lm.loglikelihood_rolling(some, disable_tqdm=True))
             found["rolling loglikelihoods"] = rolled / _whole(lm, some)
@@ -201,11 +194,11 @@ def _spread(requests: Sequence[Instance]) -> list[Instance]:
     return [request for request in requests if (request.task_name, request.doc_id) in wanted]
 
 
-def _largest(lm: SteeredHFLM, asked: Asked) -> None:
+def _largest(lm: SteeredHFLM, requests: Sequence[Request]) -> None:
     """Scores the longest requests, as many as a pass holds: the peak of memory."""
-    requests = sorted(_encoded(lm, asked.choices), key=lambda request: -len(request.inputs))
-    if requests:
-        lm.score_variants(requests[: 4 * int(lm.batch_size)], [BASELINE])
+    longest = sorted(requests, key=lambda request: -len(request.inputs))
+    if longest:
+        lm.score_variants(longest[: 4 * int(lm.batch_size)], [BASELINE])
 
 
 def _write(lm: SteeredHFLM, requests: Sequence[Instance], tokens: int) -> None:
@@ -222,10 +215,9 @@ def _encoded(lm: SteeredHFLM, requests: Sequence[Instance]) -> list[Request]:
     return [lm.encode(*each) for each in distinct]
 
 
-def _distinct(lm: SteeredHFLM, requests: Sequence[Instance]) -> int:
+def _distinct(requests: Sequence[Request]) -> int:
     """Distinct tokens that requests lay out."""
-    sequences = [request.inputs for request in _encoded(lm, requests)]
-    return stats(pack(sequences, [1] * len(sequences), _WIDTH))[0] if sequences else 0
+    return distinct_tokens([request.inputs for request in requests])
 
 
 def _whole(lm: SteeredHFLM, requests: Sequence[Instance]) -> int:

@@ -7,10 +7,7 @@ store what the parts put there, and scores what none of them did.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from typing import Any
 
-from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 
 from aft_harness.boosters.variant import Variant
@@ -22,10 +19,6 @@ from aft_harness.harness.shared_pass import SharedPass, SteeredLM, VariantLM
 from aft_harness.harness.tasks import Tasks
 from aft_harness.progress import OnProgress, ignore
 from aft_harness.slices import Slice
-
-
-class _Answered(Exception):
-    """All requests were made: what comes next are metrics."""
 
 
 class _PartLM(VariantLM):
@@ -82,18 +75,13 @@ def answer(
         BoosterError: A booster that does not fit the model.
         TaskError: An unknown task, or one that cannot be evaluated.
     """
-    prompt_format, source = prompt_format or PromptFormat(), source or Tasks()
-    loaded = source.load(tasks)
-    asked = evaluation.arguments(loaded, prompt_format, limit, docs)
     adapter = _PartLM(SharedPass(lm, variants, store, on_progress, part), 0)
-    with evaluation.prepared(loaded), ExitStack() as stack:
-        for task in loaded["tasks"].values():
-            vars(task)["apply_filters"] = _answered
-            stack.callback(vars(task).pop, "apply_filters", None)
-        evaluation.seed(loaded["tasks"].values(), prompt_format)
-        with suppress(_Answered), evaluation.in_one_line(tasks):
-            evaluator.evaluate(lm=adapter, task_dict=loaded, confirm_run_unsafe_code=confirm_run_unsafe_code, **asked)
-
-
-def _answered(*_: Any) -> None:
-    raise _Answered
+    evaluation.ask(
+        adapter,
+        tasks,
+        prompt_format,
+        source=source,
+        limit=limit,
+        docs=docs,
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
+    )

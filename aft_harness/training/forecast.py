@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from aft_harness.engine import trie
 from aft_harness.engine.footprint import Footprint, footprint
-from aft_harness.engine.rows import stats
-from aft_harness.engine.trie import pack
 from aft_harness.errors import TrainingError
 from aft_harness.harness.blueprint import DEEP, SHALLOW, Blueprint, Forecast
 from aft_harness.harness.examples import Example, TaskExamples
@@ -188,5 +187,4 @@ def _largest_pass(objective: PreparedObjective, settings: Settings) -> int:
 
 def distinct_tokens(examples: Sequence[Example]) -> int:
     """Distinct tokens that examples lay out."""
-    sequences = [request.inputs for example in examples for request in example.requests]
-    return stats(pack(sequences, [1] * len(sequences), 256))[0] if sequences else 0
+    return trie.distinct_tokens([request.inputs for example in examples for request in example.requests])

@@ -101,12 +101,12 @@ def _refuse_quantised(base: Base, parameters: set[str], prefix: str) -> None:
 
 def _stored(base: Base, source: PreTrainedModel, parameter: str) -> str:
     """What a parameter is called in the files, which hold one that is tied to another once."""
-    same = source.get_parameter(parameter)
-    names = (name for name, each in source.named_parameters(remove_duplicate=False) if each is same)
-    for name in (parameter, *names):
+    parameters = dict(source.named_parameters(remove_duplicate=False))
+    tied = [name for name, each in parameters.items() if each is parameters.get(parameter)]
+    for name in (parameter, *tied):
         with suppress(ModelError):
             return base.name_of(name, source.base_model_prefix)
-    return base.name_of(parameter, source.base_model_prefix)
+    return base.name_of(parameter, source.base_model_prefix)  # which says what is wrong
 
 
 def _dtype(base: Base, name: str) -> torch.dtype:
