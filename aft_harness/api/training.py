@@ -10,6 +10,7 @@ from typing import Any
 from aft_harness.api.evaluation import paired
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
+from aft_harness.engine.memory import release
 from aft_harness.errors import TrainingError
 from aft_harness.harness.blueprint import Blueprint, Forecast
 from aft_harness.harness.examples import Judging, TaskExamples
@@ -117,6 +118,7 @@ def train(
             result, _ = sweep.best_layer(lm, drawn, how, candidates, on_training=report_layer, **options)
         if state is not None:
             state.unlink(missing_ok=True)
+        release()  # a notebook or a program goes on with other things
         if not held_out:
             return result
         return replace(result, held_out=paired(lm, [BASELINE, Variant("booster", result.booster)], held_out))

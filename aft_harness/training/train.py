@@ -157,7 +157,6 @@ def train(
                     after = objective.score(watched, lm.processes)
         booster = Booster.of(kept)
         relative = relative_norms(residual, booster)
-    release()
     return finished(
         booster,
         origin,
@@ -186,6 +185,7 @@ def train_into(
     booster = train(lm, tasks, settings, resume=resume, on_progress=on_progress).booster
     booster.save(path)
     resume.unlink(missing_ok=True)
+    release()  # who trains into files trains again and again
     return booster
 
 
