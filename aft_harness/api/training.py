@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from aft_harness.api.evaluation import paired
 from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.variant import BASELINE, Variant
@@ -108,6 +110,7 @@ def train(
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
             options |= {"start": begun, "keep_texts": keep_texts}
+            options["disposable"] = _is_disposable(model, pairs)
             result = training.train(lm, drawn, how, on_progress=report, **options)
         else:
             candidates = sweep.automatic_layers(len(lm.engine.layers))
@@ -173,8 +176,14 @@ def forecast(
         cache_limit=cache_limit,
         memory=memory,
         keep_texts=keep_texts,
+        disposable=_is_disposable(model, pairs) and not automatic,
     )
     return found.repeated(len(sweep.automatic_layers(blueprint.layers))) if automatic else found
+
+
+def _is_disposable(model: Model, pairs: Pairs) -> bool:
+    """Whether nobody needs the model after training: it was loaded for that, and no pairs are held out."""
+    return not isinstance(model, nn.Module) and not pairs
 
 
 def _mixture(

@@ -41,6 +41,7 @@ def forecast(
     cache_limit: int = train.CACHE_LIMIT,
     memory: int | None = None,
     keep_texts: Sequence[str] | None = None,
+    disposable: bool = False,
 ) -> Forecast:
     """Estimates what `train.train` will take.
 
@@ -51,6 +52,7 @@ def forecast(
         cache_limit: See `train.train`.
         memory: See `train.train`.
         keep_texts: See `train.train`.
+        disposable: See `train.train`.
 
     Raises:
         TrainingError: The model alone takes all the memory, or the objective learns from the model's own texts.
@@ -66,6 +68,8 @@ def forecast(
         # What a process has taken that has trained: code, tables, and blocks that its allocator does not give back.
         program = used(lm.device) - blueprint.weights_of(SHALLOW)
         bounds = Memory.of(lm.device, memory, cache_limit, program + blueprint.weights)
+        freed = blueprint.weights - blueprint.weights_of(above) if disposable else 0
+        bounds = bounds.with_more(freed, lm.device)
         first = _footprint(lm)
     with blueprint.built(DEEP) as lm:
         deep, more = (_tried(lm, tasks, settings, count, keep_texts) for count in (FEW, MORE))
@@ -82,7 +86,7 @@ def forecast(
             "weights": blueprint.weights,
             "hidden states": min(states, bounds.cache),
             "predictions": min(predictions, bounds.cache),
-            "passes": int(largest / (_TYPICAL * in_use(device))),
+            "passes": max(int(largest / (_TYPICAL * in_use(device))) - freed, 0),  # in the place of discarded weights
         },
         spilled=max(states - bounds.cache, 0) + max(predictions - bounds.cache, 0),
         seconds=_seconds(shallow, deep, more, _Work.of(tasks, settings), blueprint.layers, lowest),

@@ -77,14 +77,15 @@ def _trainable(lm: SteeredHFLM, injection: Injection) -> Injection:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Takes the parameters out of the gradient and gives them back as they were."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # By name: a parameter that is held here could not be discarded.
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
+        for name in learning:
+            model.get_parameter(name).requires_grad_(False)
         yield
     finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        for name in learning:
+            model.get_parameter(name).requires_grad_(True)
 
 
 def provenance(

@@ -129,6 +129,11 @@ class Keeping:
                 self._entropies.append(float(torch.special.entr(probabilities.float()).sum(-1).mean()))
                 on_progress(index + 1, len(self))
 
+    @property
+    def cached(self) -> bool:
+        """Whether passes start at cached states, and run no layer below."""
+        return self._prepared.cached
+
     def texts_of_step(self, step: int, seed: int) -> list[int]:
         """The texts of an optimiser step: all take turns, in a seeded order.
 

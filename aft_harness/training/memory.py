@@ -6,7 +6,7 @@ backward pass. Knows nothing of models or examples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -66,8 +66,15 @@ class Memory:
                 "allow more memory, or load the model in another dtype"
             )
         cache = min(cache, int(_CACHED * free))
-        passes = int((free - cache) * in_use(device))
-        return cls(min(passes, PASS) if device.type == "cpu" else passes, cache)
+        return cls(_capped(int((free - cache) * in_use(device)), device), cache)
+
+    def with_more(self, freed: int, device: torch.device) -> Memory:
+        """These bounds once so many bytes of weights have been discarded: they go to the passes."""
+        return replace(self, passes=_capped(self.passes + int(freed * in_use(device)), device))
+
+
+def _capped(passes: int, device: torch.device) -> int:
+    return min(passes, PASS) if device.type == "cpu" else passes
 
 
 def in_use(device: torch.device) -> float:

@@ -179,6 +179,11 @@ class PreparedExamples:
             yield chunk
 
     @property
+    def cached(self) -> bool:
+        """Whether passes start at cached states, and run no layer below."""
+        return self._hidden is not None
+
+    @property
     def columns(self) -> int:
         """Of the rows of all examples: what is run of them once."""
         return sum(map(len, self._rows))

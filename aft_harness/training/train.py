@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.engine.footprint import footprint
-from aft_harness.engine.memory import peak_memory, release
+from aft_harness.engine.memory import discard_weights, peak_memory, release
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import TaskExamples
@@ -54,9 +54,10 @@ def train(
     start: Booster | None = None,
     keep_texts: Sequence[str] | None = None,
     resume: Path | None = None,
+    disposable: bool = False,
     on_progress: OnTraining = ignore,
 ) -> TrainingResult:
-    """Learns a booster for `lm`'s model, which is left as it was.
+    """Learns a booster for `lm`'s model, which is left as it was unless it is disposable.
 
     Processes of `accelerate launch` share the examples of each step, and all of them learn the same booster.
 
@@ -72,6 +73,8 @@ def train(
         keep_texts: Plain texts on which the model is held to itself; None takes texts that it writes.
         resume: File for the state of the training, which an interrupted one goes on from, bit for bit; None keeps none.
             It is the caller's to remove once the booster is safe.
+        disposable: Nobody needs the model afterwards: the weights of layers that only the cached hidden states need are
+            discarded once these are there.
         on_progress: Called while hidden states are cached and after each optimiser step.
 
     Raises:
@@ -112,10 +115,14 @@ def train(
             objective = PreparedObjective(lm.engine, tasks, settings)
             steps = settings.epochs * math.ceil(len(objective.train) / settings.batch_size)
             objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
-            objective.prepared.bound(footprint(lm.engine, chosen[0]), bounds.passes)
+            kept_by_passes = footprint(lm.engine, chosen[0])
             keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
             if keeping is not None:
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
+            if disposable and objective.prepared.cached and (keeping is None or keeping.cached):
+                bounds = bounds.with_more(discard_weights(lm.model, list(lm.engine.layers)[: chosen[0] + 1]), lm.device)
+                release()
+            objective.prepared.bound(kept_by_passes, bounds.passes)
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
             before = objective.score(watched, lm.processes)

@@ -25,6 +25,8 @@ from typing import Any
 import click
 import pandas as pd
 
+from aft_harness.harness.selection import PromptFormat
+
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "cost" / "forecasts.csv"
 PAGE = ROOT / "docs" / "cost.md"
@@ -36,11 +38,12 @@ class Case:
     """A training or an evaluation.
 
     Attributes:
-        model: Hidden size and number of layers of a random model; None is the embedded one.
+        model: Hidden size and number of layers of a random Llama, or the published configuration that a random model
+            has; None is the embedded model.
         arguments: Of `aft.train`, or of `aft.evaluate` where there are boosters.
     """
 
-    model: tuple[int, int] | None
+    model: tuple[int, int] | str | None
     arguments: dict[str, Any]
 
     @property
@@ -49,11 +52,13 @@ class Case:
         return "boosters" in self.arguments
 
 
-def case(task: str, limit: int, dtype: str, model: tuple[int, int] | None = None, **further: Any) -> Case:
+def case(task: str, limit: int, dtype: str, model: tuple[int, int] | str | None = None, **further: Any) -> Case:
     """A case with one epoch, unless another number is given."""
     asked = {"tasks": task, "include_path": [ROOT / "tasks"], "limit": limit, "model_args": {"dtype": dtype}}
     return Case(model, {**asked, **({} if "boosters" in further else {"epochs": 1}), **further})
 
+
+LAYERS_OF = {"phi-2": 32}
 
 CASES = {
     "smollm2-arc_easy-bfloat16": case("arc_easy", 100, "bfloat16", epochs=2),
@@ -64,32 +69,40 @@ CASES = {
     "random-512x8-arc_easy": case("arc_easy", 100, "bfloat16", (512, 8)),
     "random-1024x16-arc_easy": case("arc_easy", 48, "bfloat16", (1024, 16)),
     "random-2048x16-arc_easy": case("arc_easy", 32, "bfloat16", (2048, 16)),
+    "phi-2-hellaswag-8GB": case(
+        "hellaswag", 8, "bfloat16", "phi-2", prompt_format=PromptFormat(num_fewshot=4), memory=8 * 10**9
+    ),
     "evaluation-hellaswag": case("hellaswag", 100, "bfloat16", boosters=["smollm2-135m-arc-easy"]),
     "evaluation-gsm8k_easy_gen": case("gsm8k_easy_gen", 48, "bfloat16", boosters=["smollm2-135m-arc-easy"]),
 }
 
 
-def random_model(folder: Path, hidden: int, layers: int) -> dict[str, float]:
-    """Writes a random Llama with the embedded model's tokenizer."""
+def random_model(folder: Path, size: tuple[int, int] | str) -> dict[str, float]:
+    """Writes a model in bfloat16 with random weights and the embedded model's tokenizer."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from models.kinds import ROADMAP
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
     from aft_harness.demo import model_folder
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3 // 64 * 64,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
+    if isinstance(size, str):
+        config: PreTrainedConfig = AutoConfig.for_model(**ROADMAP[size], num_hidden_layers=LAYERS_OF[size])
+    else:
+        hidden, layers = size
+        config = AutoConfig.for_model(
+            "llama",
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=hidden * 8 // 3 // 64 * 64,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 128,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+        )
     torch.manual_seed(0)
-    LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {}
 
@@ -156,7 +169,7 @@ def main(only: tuple[str, ...]) -> None:
             place = Path(scratch)
             model = model_folder()
             if (size := asked.model) is not None:
-                in_a_process(lambda: random_model(place, *size))  # noqa: B023
+                in_a_process(lambda: random_model(place, size))  # noqa: B023
                 model = place
             predicted = in_a_process(lambda: forecast(model, asked.arguments))  # noqa: B023
             run = evaluation if asked.is_evaluation else training

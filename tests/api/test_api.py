@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import aft_harness as aft
 from aft_harness.boosters.mixing import mix
 from aft_harness.cli import main
+from aft_harness.engine.memory import discard_weights
 from aft_harness.errors import AftError
 from aft_harness.progress import TrainingProgress
 from aft_harness.results import table
@@ -113,6 +114,23 @@ def test_a_folder_a_loaded_model_and_the_command_train_the_same_booster(
     assert trained.booster.provenance.training_sha256 == by_command.provenance.training_sha256
     assert loaded.epoch_losses == trained.epoch_losses
     assert not by_command.is_zero
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_only_a_model_that_was_loaded_for_the_training_is_disposable(
+    loaded: bool, folder: str, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[int] = []
+
+    def discard(*args: Any) -> int:
+        discarded.append(discard_weights(*args))
+        return discarded[-1]
+
+    monkeypatch.setattr("aft_harness.training.train.discard_weights", discard)
+    before = in_use(model, tokenizer)
+    aft.train(*((model, tokenizer) if loaded else (folder,)), **{**HOW, "layers": 1})
+    assert_untouched(before, model, tokenizer)
+    assert len(discarded) == (not loaded) and all(discarded)
 
 
 def test_pairs_of_a_program_and_of_a_file_train_the_same_booster(

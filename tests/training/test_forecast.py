@@ -73,6 +73,14 @@ def test_memory_is_what_the_training_keeps(model: str, predicted: Forecast, monk
     assert predicted.peak == sum(predicted.memory.values()) and predicted.spilled == 0
 
 
+def test_passes_take_the_place_of_discarded_weights(model: str, predicted: Forecast) -> None:
+    blueprint = Blueprint(model, {"dtype": "float32"})
+    found = forecast(blueprint, draw, plain(layers="2-", epochs=2, keep=1.0), disposable=True)
+    discarded = blueprint.weights - blueprint.weights_of(LAYERS - 3)
+    assert found.memory["passes"] == pytest.approx(max(predicted.memory["passes"] - discarded, 0), abs=1)
+    assert found.memory["weights"] == predicted.memory["weights"]
+
+
 def test_what_a_pass_keeps_is_linear_in_its_layers(model: str) -> None:
     found = []
     blueprint = Blueprint(model, {"dtype": "float32"})

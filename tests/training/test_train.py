@@ -25,6 +25,7 @@ from aft_harness.boosters.booster import Booster
 from aft_harness.boosters.provenance import Score
 from aft_harness.boosters.variant import Variant
 from aft_harness.engine.decoder import decoder_layers
+from aft_harness.engine.scoring import Engine
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import ModelError, TrainingError
 from aft_harness.harness.model import SteeredHFLM
@@ -189,6 +190,22 @@ def test_states_on_disk_change_nothing() -> None:
     in_memory = train(lm, [task], settings)
     on_disk = train(lm, [task], settings, cache_limit=0)
     assert in_memory.booster.sha256 == on_disk.booster.sha256
+
+
+@pytest.mark.parametrize(("architecture", "resumes"), [("llama", True), ("gpt2", True), ("odd", False)])
+def test_a_disposable_model_loses_its_lower_layers_and_trains_the_same(
+    architecture: str, resumes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = plain(layers=(1, 2), epochs=2, keep=0.1)
+    if not resumes:
+        architecture = "llama"
+        monkeypatch.setattr(Engine, "resumes", lambda *_: False)
+    whole = train(lm := make_lm(architecture), [examples(lm, limit=6)], settings)
+    lm = make_lm(architecture)
+    spent = train(lm, [examples(lm, limit=6)], settings, disposable=True)
+    assert spent.booster.sha256 == whole.booster.sha256
+    discarded = [all(each.is_meta for each in layer.parameters()) for layer in lm.engine.layers]
+    assert discarded == [resumes, resumes, *([False] * (len(discarded) - 2))]
 
 
 def test_training_is_deterministic_and_follows_its_seed() -> None:
