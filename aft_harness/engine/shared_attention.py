@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from aft_harness.engine.block_attention import UNKNOWN, in_blocks, is_quicker
 from aft_harness.engine.shared_cache import Level, SharedCache
 from aft_harness.errors import ModelError
 
 NAME = "aft_shared"
 """Under which transformers knows the function."""
-
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What a model may ask of its attention beside the usual: none of it is done here."""
 
 _active: list[SharedCache] = []
 
@@ -58,7 +56,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [rows, heads, tokens, size of a head], returns [rows, tokens, heads, size]."""
-    if attention_mask is not None or any(kwargs.get(name) is not None for name in _UNKNOWN):
+    if attention_mask is not None or any(kwargs.get(name) is not None for name in UNKNOWN):
         raise ModelError("this model's attention is none that texts can share")
     cache, scale = _active[-1], query.shape[-1] ** -0.5 if scaling is None else scaling
     found = (
@@ -81,6 +79,8 @@ def _read(cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, scale: 
                 ([segment.values[cache.layer] for segment in cache.reading], value),
             )
         )
+    if is_quicker(query):
+        return in_blocks(query.contiguous(), key, value, scale)
     before = key.shape[2] - length
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -98,9 +98,11 @@ def _written(cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, scal
     """
     texts, heads, _, size = query.shape
     grouped = query.view(texts, key.shape[1], heads // key.shape[1], size)
-    if not cache.levels:
+    if not cache.levels and not is_quicker(query):
         return scaled_dot_product_attention(grouped, key, value, attn_mask=cache.mask, scale=scale).view_as(query)
     parts = [attended(grouped, key, value, cache.mask, scale)]
+    if not cache.levels:
+        return parts[0][0].view_as(query)
     parts += [_shared(cache, level, grouped, scale) for level in cache.levels]
     # [parts, texts, key heads, query heads a key head]
     weights = torch.stack([logsum for _, logsum in parts]).softmax(0).unsqueeze(-1)
@@ -136,15 +138,16 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     Returns:
         [rows, heads, queries, size], and float32 [rows, heads, queries].
     """
-    if query.device.type == "cpu":  # torch's fused attention knows the sum and keeps it to itself
+    if query.device.type == "cpu" and not is_quicker(query):
+        # torch's fused attention knows the sum and keeps it to itself.
         if mask is not None:
             mask = mask.expand(-1, 1, query.shape[2], -1)
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=mask, scale=scale
         )
         return found[0], found[1]
-    scores = (query @ key.transpose(2, 3)).float() * scale
+    scores = (query @ key.transpose(2, 3)).float().mul_(scale)
     if mask is not None:
-        scores = scores + mask
+        scores += mask
     logsum = scores.logsumexp(-1)
-    return (scores - logsum.unsqueeze(-1)).exp().to(value.dtype) @ value, logsum
+    return scores.sub_(logsum.unsqueeze(-1)).exp_().to(value.dtype) @ value, logsum

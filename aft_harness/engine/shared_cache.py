@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 _STEP = 32
-"""Columns by which the part of the tails that is looked at grows."""
+"""Columns by which tails grow. They stand in memory without gaps, which matrix products in half precision want."""
 
 
 @dataclass(eq=False)
@@ -38,6 +38,7 @@ class Level:
     """Segments of different texts, side by side in one batch: at most one a text.
 
     Attributes:
+        segments: They, in their order.
         keys: By decoder layer, [segments, key heads, width, size of a head].
         values: Likewise.
         mask: What is added to the scores, [segments, 1, 1, width]; None where nothing is padding.
@@ -46,6 +47,7 @@ class Level:
         absent: Texts without a segment, bool [texts]; None where all have one.
     """
 
+    segments: Sequence[Segment]
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor | None
@@ -54,16 +56,21 @@ class Level:
     absent: Tensor | None
 
 
-def level_of(segments: Sequence[Segment | None], dtype: torch.dtype) -> Level | None:
+def level_of(segments: Sequence[Segment | None], dtype: torch.dtype, before: Level | None = None) -> Level | None:
     """The level in which each text has the segment given, or none; None where no text has one.
 
     Args:
         segments: One a text.
         dtype: Of the model's activations.
+        before: A level whose tensors serve again if it has the same segments.
     """
     distinct = list(dict.fromkeys(segment for segment in segments if segment is not None))
     if not distinct:
         return None
+    if before is not None and set(before.segments) == set(distinct):
+        distinct = list(before.segments)
+    else:
+        before = None
     device, width = distinct[0].keys[0].device, max(segment.length for segment in distinct)
     members: list[list[int]] = [[] for _ in distinct]
     places = []
@@ -80,8 +87,9 @@ def level_of(segments: Sequence[Segment | None], dtype: torch.dtype) -> Level | 
         mask = _hidden(torch.arange(width, device=device) >= lengths[:, None], dtype)
     absent = [segment is None for segment in segments]
     return Level(
-        keys=_side_by_side([segment.keys for segment in distinct], width),
-        values=_side_by_side([segment.values for segment in distinct], width),
+        segments=distinct,
+        keys=before.keys if before else _side_by_side([segment.keys for segment in distinct], width),
+        values=before.values if before else _side_by_side([segment.values for segment in distinct], width),
         mask=mask,
         order=torch.tensor(order, device=device),
         places=torch.tensor([starts[id(group)] + place for group, place in places], device=device),
@@ -91,7 +99,7 @@ def level_of(segments: Sequence[Segment | None], dtype: torch.dtype) -> Level | 
 
 def _side_by_side(tensors: Sequence[list[Tensor]], width: int) -> list[Tensor]:
     if len(tensors) == 1:
-        return [layer.unsqueeze(0) for layer in tensors[0]]
+        return [layer.unsqueeze(0).contiguous() for layer in tensors[0]]
     pad = torch.nn.functional.pad
     return [
         torch.stack([pad(part, (0, 0, 0, width - part.shape[1])) for part in layer])
@@ -126,6 +134,7 @@ class SharedCache(Cache):
         """
         super().__init__(layers=[])
         self._texts, self._columns, self._dtype = texts, columns, dtype
+        self._width = 0  # columns that the tails have now
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._read: Segment | None = None
@@ -147,8 +156,8 @@ class SharedCache(Cache):
         count = len(self.lengths)
         ends = torch.tensor(self.lengths, device=device)
         self._columns_of_step = torch.arange(count, device=device), ends
-        width = min(-(-(max(self.lengths) + 1) // _STEP) * _STEP, self._columns)
-        self.mask = _hidden(torch.arange(width, device=device) > ends[:, None], self._dtype)
+        self._grow(max(self.lengths) + 1)
+        self.mask = _hidden(torch.arange(self._width, device=device) > ends[:, None], self._dtype)
 
     def written(self) -> None:
         """Every tail has become longer by one token."""
@@ -159,6 +168,7 @@ class SharedCache(Cache):
         place = len(self.lengths)
         self.lengths.append(begun.length if begun else 0)
         if begun:
+            self._grow(begun.length)
             for kept, new in ((self._keys, begun.keys), (self._values, begun.values)):
                 for layer, part in enumerate(new):
                     self._buffer(kept, layer, part)[place, :, : begun.length] = part
@@ -173,10 +183,20 @@ class SharedCache(Cache):
             for buffer in kept.values():
                 buffer[place, :, :last] = buffer[len(self.lengths), :, :last]
 
+    def _grow(self, wanted: int) -> None:
+        """Gives the tails at least so many columns."""
+        if wanted <= self._width:
+            return
+        before, self._width = self._width, min(-(-wanted // _STEP) * _STEP, self._columns)
+        for kept in (self._keys, self._values):
+            for layer, old in list(kept.items()):
+                del kept[layer]
+                self._buffer(kept, layer, old)[:, :, :before] = old
+
     def _buffer(self, kept: dict[int, Tensor], layer: int, like: Tensor) -> Tensor:
         if layer not in kept:
             # What is hidden is multiplied by zero, and must be a number for that.
-            kept[layer] = like.new_zeros(self._texts, like.shape[-3], self._columns, like.shape[-1])
+            kept[layer] = like.new_zeros(self._texts, like.shape[-3], self._width, like.shape[-1])
         return kept[layer]
 
     def update(
@@ -195,7 +215,7 @@ class SharedCache(Cache):
         for kept, new in ((self._keys, key_states), (self._values, value_states)):
             buffer = self._buffer(kept, layer_idx, new)
             buffer[rows, :, ends] = new[:, :, 0]
-            found.append(buffer[: len(rows), :, : self.mask.shape[-1]])
+            found.append(buffer[: len(rows)])
         return found[0], found[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

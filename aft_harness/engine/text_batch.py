@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aft_harness.engine.partial import computed_up_to
 from aft_harness.engine.scoring import Engine
-from aft_harness.engine.shared_cache import Segment, SharedCache, level_of
+from aft_harness.engine.shared_cache import Level, Segment, SharedCache, level_of
 
 _READ_AT_ONCE = 1024
 """Tokens of prompts, padding included, that are read in one pass."""
@@ -156,6 +156,7 @@ class TextBatch:
     def run(self, on_written: OnWritten, on_logits: Callable[[Tensor], object] = lambda logits: None) -> None:
         """Writes all texts."""
         changed = True
+        levels: list[Level | None] = [None, None]
         if self._prefix:
             tokens = self._prompts[self._waiting[0][0]].tokens[: self._prefix]
             self._common = self._read([tokens], ())[0]
@@ -170,8 +171,8 @@ class TextBatch:
                     [text.source.prefix for text in self._active],
                     [text.source.segment for text in self._active],
                 ]
-                levels = [level for level in (level_of(chain, dtype) for chain in chains) if level is not None]
-            self.cache.write(levels, self._engine.device)
+                levels = [level_of(chain, dtype, level) for chain, level in zip(chains, levels, strict=True)]
+            self.cache.write([level for level in levels if level is not None], self._engine.device)
             logits = self._step()
             on_logits(logits)
             self.cache.written()

@@ -29,3 +29,17 @@ def test_the_sum_is_that_of_the_scores() -> None:
     query, key = torch.randn(1, 2, 4, 8, generator=draw), torch.randn(1, 2, 6, 8, generator=draw)
     _, logsum = attended(query, key, key, None, 0.5)
     assert torch.allclose(logsum, (query @ key.transpose(2, 3) * 0.5).logsumexp(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_hides_what_the_mask_hides(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(3)
+    query, key, value = (torch.randn(2, 3, size, 16, generator=draw).to(dtype) for size in (4, 12, 12))
+    mask = torch.zeros(2, 1, 1, 12, dtype=dtype)
+    mask[0, ..., 9:] = torch.finfo(dtype).min
+    output, logsum = attended(query, key, value, mask, 0.3)
+    scores = (query.double() @ key.double().transpose(2, 3)) * 0.3 + mask.double()
+    assert torch.allclose(logsum.double(), scores.logsumexp(-1), atol=0.03)
+    assert torch.allclose(output.double(), scores.softmax(-1) @ value.double(), atol=0.03)
+    value[0, :, 9:] = 1e4
+    assert torch.equal(attended(query, key, value, mask, 0.3)[0], output)

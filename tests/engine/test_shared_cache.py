@@ -24,6 +24,38 @@ def test_a_level_says_which_texts_look_at_which_segment() -> None:
     assert hidden == [0, 2]
 
 
+def test_a_level_with_the_same_segments_keeps_its_tensors() -> None:
+    first, second = segment(5, 1.0), segment(3, 2.0)
+    before = level_of([first, second, first], torch.float32)
+    assert before is not None
+    after = level_of([second, first], torch.float32, before)
+    fresh = level_of([second, first], torch.float32)
+    assert after is not None and fresh is not None
+    assert after.keys is before.keys and after.values is before.values
+    flat = after.order.flatten()[after.places].tolist()
+    assert flat == [0, 1]
+    owners = [after.segments[place // after.order.shape[1]] for place in after.places.tolist()]
+    assert owners == [second, first]
+    other = level_of([first], torch.float32, before)
+    assert other is not None and other.keys[0].shape == (1, 2, 5, 4)
+
+
+def test_tails_grow_without_gaps_and_keep_what_they_hold() -> None:
+    cache = SharedCache(2, 100, torch.float32)
+    cache.enter(segment(3, 1.0))
+    for step in range(90):
+        if step == 40:
+            cache.enter(segment(70, 2.0))
+        cache.write((), torch.device("cpu"))
+        new = torch.full((len(cache.lengths), 2, 1, 4), 3.0 + step)
+        keys, _ = cache.update(new, new, 0)
+        assert keys.is_contiguous() and cache.mask is not None and cache.mask.shape[-1] == keys.shape[2] <= 100
+        cache.written()
+        if step == 65:
+            cache.leave(1)
+    assert keys[0, 0, :93, 0].tolist() == [1.0] * 3 + [3.0 + step for step in range(90)]
+
+
 def test_no_segments_are_no_level() -> None:
     assert level_of([None, None], torch.float32) is None
 
