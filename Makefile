@@ -10,11 +10,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo demo-gguf test check verify-robustness verify-report verify-exports verify-models verify-gguf \
-	verify-forecast format bench clean
+.PHONY: help venv demo demo-gguf test check verify verify-robustness verify-crashes verify-load verify-report \
+	verify-exports verify-models verify-gguf verify-forecast format bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED)  ## install everything into .venv
 
@@ -32,8 +32,16 @@ check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+verify: verify-models verify-crashes verify-load verify-forecast verify-robustness  ## all that the README says of reliability (an hour)
+
 verify-robustness: $(INSTALLED)  ## feed the readers of files and values 100,000 damaged inputs each
 	AFT_FUZZ=100000 $(BIN)/python -m pytest -q tests/test_fuzz.py tests/test_fuzz_exchange.py
+
+verify-crashes: $(INSTALLED)  ## kill commands, fill disks, run two at once, and compare with undisturbed runs
+	$(BIN)/python scripts/tools/check_crashes.py
+
+verify-load: $(INSTALLED)  ## evaluate 1,000 boosters and 10,000 documents (needs HellaSwag and ARC-Easy)
+	$(BIN)/python scripts/tools/check_load.py
 
 verify-report: $(INSTALLED)  ## open a report of 10,000 rows in Chromium and time it
 	AFT_TIMED=1 $(BIN)/python -m pytest -q tests/publish/report/test_report_browser.py

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from aft_harness.boosters.model_identity import EMBEDDED
 from aft_harness.engine.identity import MARKER
-from aft_harness.errors import ModelError, TrainingError
+from aft_harness.errors import FileError, ModelError, TrainingError
 from aft_harness.files import home
+from aft_harness.text import reason
 
 MODEL_NAME = EMBEDDED
 
@@ -62,6 +63,7 @@ def model_folder(cache: Path | None = None) -> Path:
     gguf = _gguf_file()
 
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{_FOLDER}.lock")):
@@ -74,6 +76,10 @@ def model_folder(cache: Path | None = None) -> Path:
         try:
             _build(gguf, partial)
             os.replace(partial, folder)
+        except (OSError, SafetensorError) as error:
+            raise FileError(
+                f"{folder}: cannot be written ({getattr(error, 'strerror', None) or reason(error)})"
+            ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -76,6 +76,20 @@ def written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         FileError: The folder does not exist or cannot be written, or something is at `path` that is not to be replaced.
     """
+    with folder_beside(path) as holder:
+        target = Path(os.path.realpath(path))
+        place = holder / target.name
+        yield place
+        _put(place, target, holder / "replaced", path, replace)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what a block prepares; it is gone afterwards, see `written_whole`.
+
+    Raises:
+        FileError: Something in it cannot be written.
+    """
     target = Path(os.path.realpath(path))
     prefix = _temporary_prefix(target)
     try:
@@ -83,17 +97,19 @@ def written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
     try:
-        place = holder / target.name
-        try:
-            yield place
-        except OSError as error:
-            if error.filename is not None and not str(error.filename).startswith(str(holder)):
-                raise  # of another file, which the block read
-            raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
-        _put(place, target, holder / "replaced", path, replace)
+        yield holder
         _remove_abandoned(target.parent, prefix)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(holder)):
+            raise  # of another file, which the block read
+        raise FileError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file, or a folder that it is in, is one that a writer makes and, if it is killed, leaves behind."""
+    return any(part.endswith((_SUFFIX, _FOLDER_SUFFIX)) for part in path.parts)
 
 
 def _put(place: Path, target: Path, aside: Path, path: Path, replace: bool) -> None:

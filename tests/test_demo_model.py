@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aft_harness import demo
 from aft_harness.engine.identity import MARKER
-from aft_harness.errors import ModelError, TrainingError
+from aft_harness.errors import FileError, ModelError, TrainingError
 
 TEXTS = ("Hello world", "It's  fine,\n\tisn't it? été 日本", "Answer: 19 - 4 = 15", "<|im_start|>user\nhi<|im_end|>\n")
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
@@ -185,6 +186,17 @@ def test_interrupted_build_leaves_no_folder(builds: Builds, tmp_path: Path) -> N
     assert not [path for path in (tmp_path / "models").iterdir() if path.is_dir()]
     builds.fail = False
     assert (demo.model_folder(tmp_path) / "model.safetensors").read_text() == "build 2"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("File too large")])
+def test_a_full_disk_is_one_line(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(demo, "_gguf_file", lambda: Path("model.gguf"))
+    monkeypatch.setattr(demo, "_build", full)
+    with pytest.raises(FileError, match=r"Q4_1: cannot be written \((No space left on device|File too large)\)"):
+        demo.model_folder(tmp_path)
 
 
 def test_remains_of_a_killed_build_are_not_taken_for_the_model(builds: Builds, tmp_path: Path) -> None:

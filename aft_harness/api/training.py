@@ -49,6 +49,7 @@ def train(
     model_args: Mapping[str, Any] | None = None,
     on_examples: Callable[[TaskExamples], None] = ignore,
     on_progress: Callable[[TrainingProgress, str], None] = ignore,
+    on_result: Callable[[TrainingResult], None] = ignore,
     **settings: Any,
 ) -> TrainingResult:
     """Trains a booster: freezes the model and learns vectors that make the correct answers more likely.
@@ -73,10 +74,11 @@ def train(
         cache_limit: Bytes of cached hidden states kept in memory; the rest goes to a temporary file.
         memory: Bytes that training may take, the model included; None is half of what is free.
         resume: File for the state of the training. After an interruption, the same call resumes from it, and ends
-            exactly as if nothing had happened; the file is removed at the end.
+            exactly as if nothing had happened; the file is removed at the end, once `on_result` has returned.
         model_args: See `opened`.
         on_examples: Called with the examples of each task before training starts.
         on_progress: Called after each optimiser step with the progress and, of several trainings, which one it is.
+        on_result: Called with the result, to save it: should that fail, the same call resumes from the end of training.
         **settings: Fields of `Settings`, such as `layers`, `lr`, `epochs` or `seed`. `layers="auto"` tries several
             layers and keeps the best one on development documents.
 
@@ -106,6 +108,7 @@ def train(
         for examples in drawn:
             on_examples(examples)
         state = Path(resume) if resume else None
+        states = [state]
         options: dict[str, Any] = {"licence": licence, "cache_limit": cache_limit, "memory": memory, "resume": state}
         if not automatic:
             report: OnTraining = lambda progress: on_progress(progress, "")  # noqa: E731
@@ -114,17 +117,21 @@ def train(
             result = training.train(lm, drawn, how, on_progress=report, **options)
         else:
             candidates = sweep.automatic_layers(len(lm.engine.layers))
+            states = [sweep.state_of(state, layer) for layer in candidates]
 
             def report_layer(done: int, total: int, progress: TrainingProgress) -> None:
                 on_progress(progress, f"layer {candidates[done]}, {done + 1} of {total}")
 
             result, _ = sweep.best_layer(lm, drawn, how, candidates, on_training=report_layer, **options)
-        if state is not None:
-            state.unlink(missing_ok=True)
         release()  # a notebook or a program goes on with other things
-        if not held_out:
-            return result
-        return replace(result, held_out=paired(lm, [BASELINE, Variant("booster", result.booster)], held_out))
+        if held_out:
+            compared = paired(lm, [BASELINE, Variant("booster", result.booster)], held_out)
+            result = replace(result, held_out=compared)
+        on_result(result)
+        if not lm.processes.rank:
+            for each in filter(None, states):
+                each.unlink(missing_ok=True)
+        return result
 
 
 def forecast(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from aft_harness.cli.options import (
     training_options,
 )
 from aft_harness.cli.terminal import forecast_summary, quiet, show_examples, training_bar, training_summary
-from aft_harness.cli.values import BOOSTER_FILE, LAYERS_OR_AUTO, Number, OutputFile, PlainTexts, overwrite_option
+from aft_harness.cli.values import (
+    BOOSTER_FILE,
+    LAYERS_OR_AUTO,
+    Number,
+    OutputFile,
+    PlainTexts,
+    overwrite_option,
+    refuse_existing,
+)
 from aft_harness.training.recipe import Settings
 
 
@@ -64,7 +73,7 @@ from aft_harness.training.recipe import Settings
 @click.option("--licence", help="Licence to record in the booster.")
 @click.option(
     "--curves",
-    type=OutputFile(beside=".csv"),
+    type=OutputFile(checked=False),
     metavar="FILE.png",
     help="Also save the loss curves, as an image and as CSV.",
 )
@@ -119,6 +128,15 @@ def train(
         if dry_run:
             click.echo(forecast_summary(api.forecast(name, **how)))
             return
+        if curves is not None and not any(state.parent.glob(f"{glob.escape(state.name)}*")):
+            refuse_existing(context, curves, curves.with_suffix(".csv"), hint="'--curves'")
+        written: list[Path] = []
+
+        def save(result: Any) -> None:
+            if is_first_process():  # all have the same booster
+                written.extend(result.save_curves(curves) if curves else ())
+                result.booster.save(output)  # last: where it is, nothing is left to do
+
         with training_bar() as update:
             result = api.train(
                 name,
@@ -127,12 +145,11 @@ def train(
                 resume=state,
                 on_examples=show_examples,
                 on_progress=update,
+                on_result=save,
                 **how,
             )
-        if not is_first_process():  # all have the same booster
+        if not is_first_process():
             return
-        result.booster.save(output)
-        written = result.save_curves(curves) if curves else ()
     click.echo(training_summary(result, output))
     for path in written:
         click.echo(f"curves    {path}")

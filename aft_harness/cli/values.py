@@ -111,15 +111,15 @@ class OutputFile(click.Path):
 
     name = "output file"
 
-    def __init__(self, suffix: str | None = None, beside: str | None = None) -> None:
+    def __init__(self, suffix: str | None = None, *, checked: bool = True) -> None:
         """A path of a file.
 
         Args:
             suffix: What its name must end in.
-            beside: Suffix of a second file that is written under the same name.
+            checked: False leaves it to the command to call `refuse_existing`.
         """
         super().__init__(dir_okay=False, path_type=Path)
-        self.suffix, self.beside = suffix, beside
+        self.suffix, self.checked = suffix, checked
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuses another suffix, a folder that cannot be written, and a file that would be replaced unasked."""
@@ -128,10 +128,28 @@ class OutputFile(click.Path):
             self.fail(f"{value}: the file name must end in {self.suffix}", param, ctx)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             self.fail(f"{value}: {path.parent} is not a writable folder", param, ctx)
-        for each in (path, path.with_suffix(self.beside)) if self.beside else (path,):
-            if each.is_file() and not (ctx and ctx.meta.get(_OVERWRITE)):  # a device or a pipe may be written to
-                self.fail(f"{each}: file exists; use --overwrite to replace it", param, ctx)
+        if self.checked:
+            refuse_existing(ctx, path, param=param)
         return path
+
+
+def refuse_existing(
+    context: click.Context | None, *paths: Path, param: click.Parameter | None = None, hint: str | None = None
+) -> None:
+    """Refuses files that would be replaced unasked; a device or a pipe may be written to.
+
+    Args:
+        context: Of the command.
+        *paths: Files that it is about to write.
+        param: Whose value they are.
+        hint: Its name, where the parameter is not at hand.
+
+    Raises:
+        click.BadParameter: One is there.
+    """
+    for path in paths:
+        if path.is_file() and not (context and context.meta.get(_OVERWRITE)):
+            raise click.BadParameter(f"{path}: file exists; use --overwrite to replace it", context, param, hint)
 
 
 class PlainTexts(click.Path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_commit_from_path
 
 from aft_harness.boosters.variant import Variant
-from aft_harness.errors import AftError, TaskError
+from aft_harness.errors import AftError, FileError, TaskError
+from aft_harness.files import folder_beside, make_folder
 from aft_harness.harness.score_store import AnswerStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.shared_pass import SharedPass, SteeredLM, VariantLM
@@ -260,9 +262,36 @@ def _environment(folder: str) -> Mapping[str, Any]:
 
 
 def _write(results: dict[str, Any], output: Path, variant: Variant, lm: SteeredLM, prompt_format: PromptFormat) -> None:
-    """Writes lm-eval's own output files."""
-    folder = output / variant.folder
-    tracker = EvaluationTracker(output_path=str(folder))
+    """Writes lm-eval's own output files, whole: the results last, so that where they are the samples are, too.
+
+    Raises:
+        FileError: They cannot be written.
+    """
+    folder = make_folder(output) / variant.folder
+    with folder_beside(folder) as place:
+        _track(results, place, lm, prompt_format)
+        # lm-eval only logs what went wrong.
+        written = {path.relative_to(place): _is_whole(path, results["samples"]) for path in place.rglob("*.json*")}
+        if len(written) != len(results["configs"]) + 1 or not all(written.values()):
+            free = shutil.disk_usage(place).free
+            raise FileError(f"{folder}: lm-eval's output files cannot be written ({free / 2**20:.0f} MiB are free)")
+        for path in sorted(written, key=lambda path: path.name.startswith("results_")):
+            make_folder((folder / path).parent)
+            os.replace(place / path, folder / path)
+
+
+def _is_whole(path: Path, samples: Mapping[str, Any]) -> bool:
+    """Whether one of lm-eval's output files holds all that it should."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return content.endswith(b"}")
+    task = path.name.removeprefix("samples_").rpartition("_")[0]
+    return content.count(b"\n") == len(samples[task]) and content.endswith(b"\n")
+
+
+def _track(results: dict[str, Any], place: Path, lm: SteeredLM, prompt_format: PromptFormat) -> None:
+    """Lets lm-eval write its output files."""
+    tracker = EvaluationTracker(output_path=str(place))
     chat = prompt_format.apply_chat_template
     tracker.general_config_tracker.log_experiment_args(
         model_source="CUSTOM",
@@ -275,5 +304,3 @@ def _write(results: dict[str, Any], output: Path, variant: Variant, lm: SteeredL
     tracker.save_results_aggregated(results={**results, "samples": None}, samples=samples)
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    if not any(folder.rglob("results_*.json")):  # lm-eval only logs what went wrong
-        raise TaskError(f"{output}: lm-eval could not write its output files")

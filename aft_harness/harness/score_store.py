@@ -20,6 +20,9 @@ from aft_harness.results.text import printable
 
 Result = tuple[float, bool]
 
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
+"""What goes wrong with a file whose content is right."""
+
 
 class AnswerStore(Protocol):
     """Where scores and texts are kept by key; see `ScoreStore` and `answers.Answers`."""
@@ -125,6 +128,10 @@ class ScoreStore:
         try:
             yield
         except (sqlite3.Error, UnicodeError) as error:  # the latter: text that is not Unicode
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM:
+                raise CacheError(
+                    f"{self._path}: cannot be written ({printable(error)}); make room and rerun the same command"
+                ) from None
             raise self._unusable(printable(error)) from None
 
     def _unusable(self, reason: str) -> CacheError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_harness.errors import FileError, TaskError
+from aft_harness.files import is_temporary
 from aft_harness.results.statistics import Paired, compare
 from aft_harness.results.text import printable
 from aft_harness.slices import Slice
@@ -147,7 +148,8 @@ def files_below(folder: Path, pattern: str) -> list[Path]:
         FileError: The folder cannot be read.
     """
     try:
-        return list(folder.rglob(pattern))
+        # What a writer was making when it was killed is not there.
+        return [path for path in folder.rglob(pattern) if not is_temporary(path.relative_to(folder))]
     except OSError as error:
         raise FileError(f"{folder}: cannot be read ({error.strerror or error})") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,11 +194,7 @@ def layers(
         at_layer = replace(settings, layers=layer)
         booster = trained_before(path, training_identity(lm, tasks, at_layer))
         if booster is None:
-
-            def report(progress: TrainingProgress, done: int = done) -> None:
-                on_training(done, len(candidates), progress)
-
-            booster = training.train_into(path, lm, tasks, at_layer, report)
+            booster = training.train_into(path, lm, tasks, at_layer, partial(on_training, done, len(candidates)))
         variants.append(Variant(f"layer {layer}", booster))
     return run(lm, variants, "layers", tasks, examples, test, settings.choice_norm, store, on_progress)
 
@@ -291,7 +288,7 @@ def best_layer(
         licence: See `training.train`.
         cache_limit: See `training.train`.
         memory: See `training.train`.
-        resume: File name for the states of the trainings, see `training.train`; each layer's has its number appended.
+        resume: For the states of the trainings, see `training.train` and `state_of`.
         on_training: Called with how many layers are trained, of how many, and the progress of the present one.
 
     Returns:
@@ -304,12 +301,7 @@ def best_layer(
     if not examples:
         raise TrainingError("layers are chosen on development documents; set some aside")
     tried: dict[int, TrainingResult] = {}
-    states = {layer: resume and resume.with_name(f"{resume.name}-{layer}") for layer in candidates}
     for done, layer in enumerate(candidates):
-
-        def report(progress: TrainingProgress, done: int = done) -> None:
-            on_training(done, len(candidates), progress)
-
         tried[layer] = training.train(
             lm,
             tasks,
@@ -317,16 +309,19 @@ def best_layer(
             licence=licence,
             cache_limit=cache_limit,
             memory=memory,
-            resume=states[layer],
-            on_progress=report,
+            resume=state_of(resume, layer),
+            on_progress=partial(on_training, done, len(candidates)),
         )
-    variants = [Variant(f"layer {layer}", result.booster) for layer, result in tried.items()]
+    variants = [Variant(str(layer), result.booster) for layer, result in tried.items()]
     scores = dict(zip(tried, ranking_scores(lm, variants, tasks, examples, settings.choice_norm), strict=True))
     best = tried[min(scores, key=lambda layer: scores[layer].rank)]
     sweep = {str(layer): score for layer, score in scores.items()}
-    for state in filter(None, states.values()):
-        state.unlink(missing_ok=True)
     return replace(best, booster=best.booster.with_provenance(layer_sweep=sweep)), scores
+
+
+def state_of(resume: Path | None, layer: int) -> Path | None:
+    """The file for the state of one layer's training: its number stands after the name."""
+    return resume and resume.with_name(f"{resume.name}-{layer}")
 
 
 def automatic_layers(count: int) -> list[int]:

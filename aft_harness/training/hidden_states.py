@@ -12,6 +12,8 @@ from typing import IO, Self
 import torch
 from torch import Tensor
 
+from aft_harness.errors import FileError
+
 
 class HiddenStates:
     """An append-only list of tensors, a context manager.
@@ -43,10 +45,13 @@ class HiddenStates:
             self._kept += size
             self._states.append(state.clone())  # a view would keep the whole batch alive
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="aft_states_")  # noqa: SIM115 (closed by __exit__)
-        offset = self._file.seek(0, 2)
-        self._file.write(state.cpu().view(torch.uint8).numpy().tobytes())
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="aft_states_")  # noqa: SIM115 (closed by __exit__)
+            offset = self._file.seek(0, 2)
+            self._file.write(state.cpu().view(torch.uint8).numpy().tobytes())
+        except OSError as error:
+            raise FileError(f"hidden states cannot be kept in a temporary file ({error.strerror or error})") from None
         self._states.append((offset, state.shape, state.dtype, state.device))
 
     def __getitem__(self, index: int) -> Tensor:

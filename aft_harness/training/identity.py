@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from aft_harness.boosters import file_format
@@ -62,4 +63,8 @@ def trained_before(path: Path, identity: str) -> Booster | None:
         booster = file_format.load(path)
     except BoosterError:
         return None
-    return booster if booster.provenance.training_sha256 == identity else None
+    if booster.provenance.training_sha256 != identity:
+        return None
+    with suppress(OSError):  # what is left where a process was killed after it had saved the booster
+        path.with_suffix(".resume").unlink(missing_ok=True)
+    return booster

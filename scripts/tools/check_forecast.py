@@ -12,18 +12,16 @@ and the table in `docs/cost.md`.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
+from processes import in_a_process
 
 from aft_harness.harness.selection import PromptFormat
 
@@ -105,28 +103,6 @@ def random_model(folder: Path, size: tuple[int, int] | str) -> dict[str, float]:
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {}
-
-
-def in_a_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What work finds in a fork of this process, with the peak of its memory as `peak`."""
-    read, write = os.pipe()
-    if not (child := os.fork()):
-        os.close(read)
-        status = 1
-        try:
-            os.write(write, json.dumps(work()).encode())
-            status = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        found = pipe.read()
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        raise click.ClickException("a process ended early; its message stands above")
-    return {**json.loads(found), "peak": usage.ru_maxrss * 1024.0}
 
 
 def forecast(model: Path, arguments: dict[str, Any]) -> dict[str, float]:

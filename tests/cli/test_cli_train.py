@@ -16,6 +16,7 @@ from cli_cases import TOYS, aft, assert_refused, train
 import aft_harness
 from aft_harness.boosters.booster import Booster
 from aft_harness.cli.drawing import selections
+from aft_harness.errors import FileError
 from aft_harness.harness.selection import TRAINING_DOCUMENTS, TaskSelection
 
 
@@ -252,6 +253,29 @@ def test_the_same_command_resumes(
     assert Booster.load("a.safetensors").sha256 == Booster.load("whole.safetensors").sha256
     if "auto" not in options:  # the first call did two epochs of three
         assert next(left) == 1
+
+
+@pytest.mark.parametrize("options", [["--layer", "1"], ["--layer", "auto", "--dev-docs", "4"]])
+def test_what_could_not_be_saved_is_not_trained_again(
+    options: list[str], model: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aft_harness.training import train as training
+
+    asked = [*options, "--limit", "6", "--epochs", "2", "--curves", "c.png"]
+    with monkeypatch.context() as patch:
+
+        def full(booster: Booster, path: Path) -> None:
+            raise FileError(f"{path}: cannot be written (No space left on device)")
+
+        patch.setattr(Booster, "save", full)
+        result = train(model, *asked)
+    assert result.exit_code == 1 and "a.safetensors: cannot be written (No space left on device)" in result.stderr
+    assert {"c.csv", "c.png"} < set(os.listdir(in_tmp)) and not Path("a.safetensors").exists()
+    monkeypatch.setattr(training, "run_epoch", None)  # is not called
+    assert train(model, *asked).exit_code == 0
+    assert sorted(os.listdir(in_tmp)) == ["a.safetensors", "c.csv", "c.png"]
+    refused = train(model, *asked, output="b.safetensors")  # another training's curves are not replaced
+    assert refused.exit_code == 2 and "'--curves': c.png: file exists; use --overwrite" in refused.stderr
 
 
 def test_a_contextual_booster_is_trained_shown_and_evaluated(model: str, in_tmp: Path) -> None:

@@ -21,6 +21,7 @@ from aft_harness.cli.values import (
     in_folder,
     overwrite_option,
     positive,
+    refuse_existing,
 )
 from aft_harness.slices import Slice
 
@@ -88,12 +89,15 @@ def test_an_output_file_is_checked_before_it_is_written(tmp_path: Path) -> None:
             kind.convert(str(tmp_path / name), None, None)
 
 
-@pytest.mark.parametrize("present", ["a.png", "a.csv"])
-def test_no_output_file_is_replaced_unasked(present: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("present", "checked"), [("a.png", True), ("a.png", False), ("a.csv", False)])
+def test_no_output_file_is_replaced_unasked(present: str, checked: bool, tmp_path: Path) -> None:
     @click.command()
-    @click.option("--curves", type=OutputFile(beside=".csv"))
+    @click.option("--curves", type=OutputFile(checked=checked))
     @overwrite_option
-    def command(curves: Path) -> None:
+    @click.pass_context
+    def command(context: click.Context, curves: Path) -> None:
+        if not checked:
+            refuse_existing(context, curves, curves.with_suffix(".csv"))
         click.echo(curves.name)
 
     (tmp_path / present).touch()

@@ -10,18 +10,19 @@ import pytest
 from harness_cases import TOYS, booster, drawn
 from lm_eval import simple_evaluate
 from lm_eval.api.task import Task
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from aft_harness.boosters.documents import text_hash
 from aft_harness.boosters.variant import BASELINE, Variant
-from aft_harness.errors import BoosterError, TaskError
+from aft_harness.errors import BoosterError, FileError, TaskError
 from aft_harness.harness.evaluation import VariantResults, evaluate
 from aft_harness.harness.model import SteeredHFLM
 from aft_harness.harness.score_store import ScoreStore
 from aft_harness.harness.selection import PromptFormat
 from aft_harness.harness.tasks import Tasks
 from aft_harness.results.pairing import compare_samples, read_samples
-from aft_harness.results.runs import rows
+from aft_harness.results.runs import read_runs, rows
 from aft_harness.slices import Slice
 
 TASKS = ["toy_choice", "toy_mutual", "toy_text", "toy_rolling"]
@@ -321,3 +322,28 @@ def test_it_warns_of_training_documents_and_refuses_what_does_not_fit(
         evaluate(lm, [BASELINE, Variant("a", booster(9))], ["toy_choice"], ONE_SHOT, source=toys())
     with pytest.raises(TaskError, match="toy_choise"):
         evaluate(lm, [BASELINE], ["toy_choise"], ONE_SHOT, source=toys())
+
+
+@pytest.mark.parametrize("lost", ["results", "samples", "all samples"])
+def test_output_that_was_not_written_whole_is_an_error_and_not_there(
+    lost: str, lm: SteeredHFLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Any = {"source": toys(), "limit": 3, "output": tmp_path / "out"}
+    save = EvaluationTracker.save_results_samples
+
+    def cut_short(self: EvaluationTracker, **kwargs: Any) -> None:
+        if lost != "all samples":
+            save(self, **kwargs)
+        for path in Path(self.output_path).rglob(f"{lost}_*"):
+            path.write_bytes(path.read_bytes()[:-20])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationTracker, "save_results_samples", cut_short)
+        with pytest.raises(FileError, match=r"out/baseline: lm-eval's output files cannot be written .* MiB are free"):
+            evaluate(lm, VARIANTS[:1], ["toy_choice"], **asked)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    leftover = tmp_path / "out" / ".baseline.abcdefgh.aft-tmp-folder" / "model"
+    leftover.mkdir(parents=True)
+    (leftover / "results_2026.json").write_text('{"half')  # of a process that was killed
+    evaluate(lm, VARIANTS[:2], ["toy_choice"], **asked)
+    assert [len(run.samples["toy_choice"]) for run in read_runs(tmp_path / "out")] == [3, 3]

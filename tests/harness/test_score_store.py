@@ -102,6 +102,16 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
             store.put_texts({key("a"): "\ud800"})
 
 
+def test_a_full_disk_is_no_reason_to_delete_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    with ScoreStore(path) as store:
+        store.put({key("a"): (1.0, True)})
+        store._database.execute("PRAGMA max_page_count = 8")
+        with pytest.raises(CacheError, match=r"scores\.sqlite: cannot be written .* full.*rerun the same command"):
+            store.put_texts({key(str(number)): "x" * 4096 for number in range(20)})
+        assert store.get([key("a")]) == {key("a"): (1.0, True)}
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     path.write_text("this is no database " * 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aft_harness.errors import FileError
 from aft_harness.training.hidden_states import HiddenStates
 
 
@@ -29,3 +30,12 @@ def test_memory_is_bounded_and_what_is_stored_is_not_a_view() -> None:
         batch.zero_()
         assert all(bool((store[index] == 1).all()) for index in range(4))
     assert len(store) == 0
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with HiddenStates(0) as states, pytest.raises(FileError, match=r"temporary file \(No space left on device"):
+        states.append(torch.zeros(3))

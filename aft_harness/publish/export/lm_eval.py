@@ -6,6 +6,7 @@ with pickle allowed; it holds tensors, numbers and text alone, so that `torch.lo
 
 from __future__ import annotations
 
+import io
 import shlex
 
 from aft_harness.errors import ExportError, ModelError
@@ -31,6 +32,7 @@ def write(order: Order, *, model: str | None) -> Exported:
         Steering(kind, order.booster)  # refuses a booster of another width or depth
     layers = decoder_layers(kind)
     names = {id(module): name for name, module in kind.base_model.named_modules()}
+    content = io.BytesIO()  # torch's own writer has no message for a full disk
     torch.save(
         {
             names[id(layers[layer])]: {
@@ -42,8 +44,9 @@ def write(order: Order, *, model: str | None) -> Exported:
             }
             for layer, vector in vectors.items()
         },
-        order.place,
+        content,
     )
+    order.place.write_bytes(content.getbuffer())
     pretrained = shlex.quote(f"pretrained={model or 'MODEL'},steer_path={order.output}")
     return Exported(
         order.output,

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_harness.errors import ExportError, ParseError
-from aft_harness.files import exists, write_atomically, written_whole
+from aft_harness.errors import AftError, ExportError, ParseError
+from aft_harness.files import exists, read_regular, write_atomically, written_whole
 from aft_harness.publish.export import checkpoint, gguf, gguf_model, hotwire, lm_eval, peft
 from aft_harness.publish.export.target import RECORD, Exported, Order, Target
 
@@ -102,8 +102,8 @@ def written(
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         if target.shape == "folder":
             (place / RECORD).write_text(text, encoding="utf-8")
-    if target.shape == "file with record":
-        write_atomically(beside(path), text.encode())
+        elif target.shape == "file with record":  # before the file, which is never without one
+            write_atomically(beside(path), text.encode())
     return exported
 
 
@@ -125,11 +125,22 @@ def _target(name: str, options: Mapping[str, Any]) -> Target:
     return found
 
 
+def _is_record(path: Path) -> bool:
+    """Whether a file says what an export was made from."""
+    try:
+        found = json.loads(read_regular(path, 2**20))
+    except (AftError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"aft_harness", "booster_sha256"} <= found.keys()
+
+
 def _check_free(path: Path, target: Target, overwrite: bool) -> None:
     """Refuses to overwrite, before any work is done."""
     places = [path, beside(path)] if target.shape == "file with record" else [path]
     for place in places:
         if not os.path.lexists(place):
+            continue
+        if place != path and not os.path.lexists(path) and _is_record(place):  # of an export that was interrupted
             continue
         if not overwrite:
             raise ExportError(f"{place} exists; choose another output, or overwrite it")

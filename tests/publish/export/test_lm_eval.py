@@ -64,3 +64,17 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
         export("lm-eval", booster(layers=(9,)), tmp_path / "a.pt", model=base)
     with pytest.raises(ParseError, match=r"ends in \.pt"):
         export("lm-eval", booster(), tmp_path / "a.bin", model=base)
+
+
+def test_an_interrupted_export_is_run_again(tmp_path: Path) -> None:
+    base = str(checkpoint(tmp_path / "base", "llama"))
+    path, record = tmp_path / "a.pt", tmp_path / "a.pt.json"
+    export("lm-eval", booster(), path, model=base, scale=2.0)
+    path.unlink()  # the record is written first
+    export("lm-eval", booster(), path, model=base)
+    assert path.is_file() and json.loads(record.read_text())["strength"] == 1.0
+    path.unlink()
+    record.write_text("{}")  # somebody else's
+    with pytest.raises(ExportError, match=r"a\.pt\.json exists"):
+        export("lm-eval", booster(), path, model=base)
+    assert record.read_text() == "{}"

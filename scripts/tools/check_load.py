@@ -1,0 +1,168 @@
+"""Evaluates 1,000 boosters at once and 10,000 documents, and fills a leaderboard: `make verify-load`.
+
+Time and memory of each are measured with a tiny random model, so that what remains is the harness. Each case runs
+twice, small and large, in processes of their own; how much memory the large one takes beyond the small one is what an
+item more costs, and must stay below what its results hold. HellaSwag and ARC-Easy are needed (HF_DATASETS_CACHE must
+name a cache that holds them, or be online). Writes `leaderboards/cost/load.csv` and a table in `docs/cost.md`.
+
+    python scripts/tools/check_load.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from processes import in_a_process
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "leaderboards" / "cost" / "load.csv"
+PAGE = ROOT / "docs" / "cost.md"
+BEGIN, END = "<!-- load: scripts/tools/check_load.py -->", "<!-- end of load -->"
+HIDDEN = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that grows.
+
+    Attributes:
+        what: What there are many of.
+        small: How many of them at first.
+        large: How many of them then.
+        bound: Bytes that an item more may take.
+        run: Does it for so many, and returns how many results there are for each item.
+    """
+
+    what: str
+    small: int
+    large: int
+    bound: int
+    run: Callable[[int], int]
+
+
+def evaluated(boosters: int, task: str, documents: int) -> int:
+    """Evaluates random boosters with a tiny model; returns the results for each booster."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import aft_harness as aft
+    from aft_harness.boosters.injections import StaticInjection
+    from aft_harness.demo import model_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    vectors = {f"booster-{number}": StaticInjection(torch.randn(HIDDEN)) for number in range(boosters)}
+    mapping = {name: aft.Booster.of({1: vector}) for name, vector in vectors.items()}
+    found = aft.evaluate(model, tokenizer, tasks=task, boosters=mapping, limit=documents)
+    results: dict[str, Any] = found.variants[-1].results
+    assert len(found.variants) == boosters + 1 and (found.table["n"] == documents).all()
+    return len(results["samples"][task])
+
+
+def added(rows: int) -> int:
+    """Adds rows to a leaderboard in ten steps, as ten studies would; returns 1."""
+    from aft_harness.results import leaderboard, table
+
+    blank: dict[str, Any] = dict.fromkeys(table.COLUMNS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "leaderboard.csv"
+        for start in range(0, rows, rows // 10):
+            numbers = range(start, start + rows // 10)
+            shared = {"model": "model", "task": "task", "metric": "acc", "strength": 1.0, "n": 100, "seed": "0"}
+            leaderboard.add(
+                path,
+                [
+                    {**blank, **shared, "booster_sha256": f"{number:064x}", "p_value": 0.5, "p_holm": 0.5}
+                    for number in numbers
+                ],
+            )
+        assert len(table.read(path)) == rows
+    return 1
+
+
+CASES = {
+    "boosters": Case("boosters on 20 questions of ARC-Easy", 10, 1000, 100_000, lambda n: evaluated(n, "arc_easy", 20)),
+    "documents": Case(
+        "questions of HellaSwag, one booster", 500, 10_000, 30_000, lambda n: evaluated(1, "hellaswag", n)
+    ),
+    "rows": Case("rows of a leaderboard", 1000, 10_000, 20_000, added),
+}
+"""Results of one document under one booster are about 2 KB, most of them the answers in lm-eval's samples."""
+
+
+def measured(run: Callable[[int], int], count: int) -> dict[str, float]:
+    """Seconds of a case."""
+    begun = time.perf_counter()
+    run(count)
+    return {"seconds": time.perf_counter() - begun}
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(CASES)), help="Case to check.  [default: all]")
+def main(only: tuple[str, ...]) -> None:
+    """Compare the memory of a few and of many."""
+    from aft_harness.files import write_atomically
+
+    rows = {} if not OUTPUT.is_file() else {row["case"]: row for row in pd.read_csv(OUTPUT).to_dict("records")}
+    wrong = []
+    for name in only or CASES:
+        case = CASES[name]
+        small, large = (in_a_process(lambda: measured(case.run, count)) for count in (case.small, case.large))  # noqa: B023
+        more = (large["peak"] - small["peak"]) / (case.large - case.small)
+        rows[name] = {
+            "case": name,
+            "what": case.what,
+            "small": case.small,
+            "large": case.large,
+            "seconds": round(large["seconds"], 1),
+            "memory_small": round(small["peak"] / 2**30, 3),
+            "memory_large": round(large["peak"] / 2**30, 3),
+            "bytes_an_item": round(more),
+        }
+        click.echo(rows[name])
+        if more > case.bound:
+            wrong.append(f"{name}: {more:.0f} bytes an item where {case.bound} are allowed")
+    table = pd.DataFrame([rows[each] for each in CASES if each in rows])
+    write_atomically(OUTPUT, table.to_csv(index=False).encode())
+    write_page(table)
+    if wrong:
+        click.echo("; ".join(wrong), err=True)
+        sys.exit(1)
+
+
+def write_page(table: pd.DataFrame) -> None:
+    """Puts the table into the page."""
+    from aft_harness.files import write_atomically
+    from aft_harness.text import between
+
+    lines = ["| what | how many | time, s | memory, GiB | memory of how many, GiB | KB more for each |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for row in table.to_dict("records"):
+        few = f"{row['small']}: {row['memory_small']:.2f}"
+        each = f"{row['bytes_an_item'] / 1000:.1f}"
+        lines.append(
+            f"| {row['what']} | {row['large']} | {row['seconds']:.0f} | {row['memory_large']:.2f} | {few} | {each} |"
+        )
+    write_atomically(PAGE, between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines)).encode())
+
+
+if __name__ == "__main__":
+    main()
