@@ -40,7 +40,7 @@ verify-robustness: $(INSTALLED)  ## feed the readers of files and values 100,000
 verify-crashes: $(INSTALLED)  ## kill commands, fill disks, run two at once, and compare with undisturbed runs
 	$(BIN)/python scripts/tools/check_crashes.py
 
-verify-load: $(INSTALLED)  ## evaluate 1,000 boosters and 10,000 documents (needs HellaSwag and ARC-Easy)
+verify-load: $(INSTALLED)  ## evaluate 1,000 boosters at once, and 10,000 documents
 	$(BIN)/python scripts/tools/check_load.py
 
 verify-report: $(INSTALLED)  ## open a report of 10,000 rows in Chromium and time it

@@ -21,6 +21,7 @@ from aft_harness.engine.part import WHOLE, Part
 from aft_harness.engine.predictions import Predictions, normalisers
 from aft_harness.engine.probe import Deviation, Probe, revealing
 from aft_harness.engine.rows import Batch, batches
+from aft_harness.engine.scores import Scores, ScoreTable
 from aft_harness.engine.steering import Steering
 from aft_harness.engine.trie import Trie
 
@@ -49,21 +50,6 @@ class Request:
         """The request cut from the left to what fits a model of `max_length` positions, as lm-eval does."""
         surplus = len(self.context) + len(self.continuation) - (max_length + 1)
         return self if surplus <= 0 else Request(self.context[surplus:], self.continuation)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a pass over one batch found.
-
-    Attributes:
-        members: Indices of the requests that were scored.
-        loglikelihoods: Summed over each continuation's tokens, [len(members)]; differentiable.
-        greedy: Whether every token of a continuation was the model's first choice, bool [len(members)].
-    """
-
-    members: tuple[int, ...]
-    loglikelihoods: Tensor
-    greedy: Tensor
 
 
 class Engine:
@@ -198,7 +184,7 @@ class Engine:
         starts = sorted({layer for layer in lowest if layer is not None}) if len(steerings) > 1 else []
         starts = [layer for layer in starts if self.resumes(batch, layer)]
         order = sorted(range(len(steerings)), key=lambda index: math.inf if (low := lowest[index]) is None else low)
-        scored: dict[int, Scores] = {}
+        table = ScoreTable(len(steerings))
         with ExitStack() as shared:
             for index in order:
                 low = lowest[index]
@@ -208,8 +194,8 @@ class Engine:
                     shared.close()  # one hidden state at a time
                     shared.enter_context(self.resumed(start, hidden))
                 with steerings[index] or nullcontext():
-                    scored[index] = self.score(batch, requests, softmax_dtype)
-        return [scored[index] for index in range(len(steerings))]
+                    table.put(index, self.score(batch, requests, softmax_dtype))
+        return table.rows()
 
     def score(self, batch: Batch, requests: Sequence[Request], softmax_dtype: torch.dtype | None) -> Scores:
         """One forward pass over a batch, under whatever steering is in force.

@@ -1,15 +1,17 @@
 """Evaluates 1,000 boosters at once and 10,000 documents, and fills a leaderboard: `make verify-load`.
 
-Time and memory of each are measured with a tiny random model, so that what remains is the harness. Each case runs
-twice, small and large, in processes of their own; how much memory the large one takes beyond the small one is what an
-item more costs, and must stay below what its results hold. HellaSwag and ARC-Easy are needed (HF_DATASETS_CACHE must
-name a cache that holds them, or be online). Writes `leaderboards/cost/load.csv` and a table in `docs/cost.md`.
+Time and memory of each are measured with a tiny random model and generated questions, so that what remains is the
+harness. Each case runs twice, small and large, in processes of their own; how much memory the large one takes beyond
+the small one is what an item more costs, and must stay below what its results hold. Writes
+`leaderboards/cost/load.csv` and a table in `docs/cost.md`.
 
     python scripts/tools/check_load.py
 """
 
 from __future__ import annotations
 
+import json
+import random
 import sys
 import tempfile
 import time
@@ -48,7 +50,31 @@ class Case:
     run: Callable[[int], int]
 
 
-def evaluated(boosters: int, task: str, documents: int) -> int:
+TASK = """task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def make_task(folder: Path, documents: int) -> None:
+    """Writes a task of so many sums with four answers each."""
+    draw = random.Random(0)
+    with (folder / "sums.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(documents):
+            first, second = draw.randint(10, 999), draw.randint(10, 999)
+            question = f"Question {number}: How much is {first} and {second}?\nAnswer:"
+            choices = [f" {first + second + change}" for change in (0, 1, 10, 100)]
+            file.write(json.dumps({"question": question, "choices": choices, "answer": 0}) + "\n")
+    (folder / "sums.yaml").write_text(TASK.replace("DATA", json.dumps(str(folder / "sums.jsonl"))), encoding="utf-8")
+
+
+def evaluated(boosters: int, documents: int) -> int:
     """Evaluates random boosters with a tiny model; returns the results for each booster."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -71,10 +97,12 @@ def evaluated(boosters: int, task: str, documents: int) -> int:
     model = AutoModelForCausalLM.from_config(config).eval()
     vectors = {f"booster-{number}": StaticInjection(torch.randn(HIDDEN)) for number in range(boosters)}
     mapping = {name: aft.Booster.of({1: vector}) for name, vector in vectors.items()}
-    found = aft.evaluate(model, tokenizer, tasks=task, boosters=mapping, limit=documents)
+    with tempfile.TemporaryDirectory() as folder:
+        make_task(Path(folder), documents)
+        found = aft.evaluate(model, tokenizer, tasks="sums", boosters=mapping, include_path=[folder])
     results: dict[str, Any] = found.variants[-1].results
     assert len(found.variants) == boosters + 1 and (found.table["n"] == documents).all()
-    return len(results["samples"][task])
+    return len(results["samples"]["sums"])
 
 
 def added(rows: int) -> int:
@@ -99,10 +127,8 @@ def added(rows: int) -> int:
 
 
 CASES = {
-    "boosters": Case("boosters on 20 questions of ARC-Easy", 10, 1000, 100_000, lambda n: evaluated(n, "arc_easy", 20)),
-    "documents": Case(
-        "questions of HellaSwag, one booster", 500, 10_000, 30_000, lambda n: evaluated(1, "hellaswag", n)
-    ),
+    "boosters": Case("boosters on 20 questions", 10, 1000, 100_000, lambda n: evaluated(n, 20)),
+    "documents": Case("questions, one booster", 500, 10_000, 30_000, lambda n: evaluated(1, n)),
     "rows": Case("rows of a leaderboard", 1000, 10_000, 20_000, added),
 }
 """Results of one document under one booster are about 2 KB, most of them the answers in lm-eval's samples."""
