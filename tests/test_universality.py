@@ -25,7 +25,7 @@ from aft_harness.harness.tasks import Tasks
 from aft_harness.results import table
 from aft_harness.results.statistics import holm
 
-STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
+STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 TEXTS = [f"{name} had {count} apples. {count} + 1 = {count + 1}" for name in ("Ada", "Ben") for count in range(40)]
 
 

@@ -48,6 +48,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     export("lm-eval", booster(2), tmp_path / "a.pt", model=base, overwrite=True)
     assert json.loads((tmp_path / "a.pt.json").read_text())["booster_sha256"] == booster(2).sha256
     os.unlink(tmp_path / "a.pt")
+    (tmp_path / "a.pt.json").write_text('{"booster": "b"}')
     with pytest.raises(ExportError, match=r"a\.pt\.json exists; choose"):  # somebody's, for all that is known
         export("lm-eval", booster(), tmp_path / "a.pt", model=base)
 
