@@ -5,14 +5,16 @@ Knows tensors, and how transformers calls an attention function. Knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from aft_harness.errors import ModelError
 
 NAME = "aft_blocks"
 """Under which transformers knows the function."""
@@ -24,9 +26,9 @@ _BLOCK = 128
 """Queries whose scores are computed together: a block of scores of all heads stays in the processor's cache."""
 
 
-def is_quicker(tensor: Tensor) -> bool:
-    """Whether attention of tensors like this is quicker by products."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16)
+def is_quicker(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention is quicker by products there."""
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
 
 
 def in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -64,22 +66,43 @@ def in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Ten
 
 
 @contextmanager
+def attention_by(model: Any, name: str, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """In this block a function is a model's attention.
+
+    Args:
+        model: The model.
+        name: Under which transformers knows the function.
+        function: As transformers calls it.
+
+    Raises:
+        ModelError: The model takes no attention function.
+    """
+    if not _takes_functions(model):
+        raise ModelError(f"{type(model).__name__} has an attention of its own")
+    before = model.config._attn_implementation
+    AttentionInterface.register(name, function)
+    try:
+        model.set_attn_implementation(name)
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _takes_functions(model: Any) -> bool:
+    takes = getattr(model, "_can_set_attn_implementation", None)  # asked first, or transformers warns
+    return takes is not None and bool(takes())
+
+
+@contextmanager
 def replacing_fused(model: Any) -> Iterator[None]:
     """In this block a model that would use torch's fused attention uses `in_blocks` instead.
 
     All that it is given must be causal, with a mask that says so: transformers makes none for functions it does not
     know.
     """
-    takes = getattr(model, "_can_set_attn_implementation", None)  # asked first, or transformers warns
-    if getattr(model.config, "_attn_implementation", None) != "sdpa" or takes is None or not takes():
+    fused = getattr(model.config, "_attn_implementation", None) == "sdpa"
+    with attention_by(model, NAME, _attention) if fused and _takes_functions(model) else nullcontext():
         yield
-        return
-    AttentionInterface.register(NAME, _attention)
-    try:
-        model.set_attn_implementation(NAME)
-        yield
-    finally:
-        model.set_attn_implementation("sdpa")
 
 
 def _attention(
@@ -94,7 +117,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [rows, heads, tokens, size of a head], returns [rows, tokens, heads, size]."""
     usual = all(kwargs.get(name) is None for name in UNKNOWN) and not dropout
-    if attention_mask is None or not is_quicker(query) or torch.is_grad_enabled() or not usual:
+    if attention_mask is None or not is_quicker(query.device, query.dtype) or torch.is_grad_enabled() or not usual:
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

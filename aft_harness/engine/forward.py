@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aft_harness.engine.block_attention import replacing_fused
+from aft_harness.engine.block_attention import is_quicker, replacing_fused
 from aft_harness.engine.decoder import hidden_size, layer_settings, text_config
 from aft_harness.engine.mask import additive_mask, visible
 from aft_harness.engine.partial import computed_up_to, given_only, last_mlp, narrowed, recomputed, resumed_after
@@ -65,10 +65,6 @@ class ForwardPass:
             return torch.get_autocast_dtype(self.device.type)
         return self.model.dtype  # type: ignore[return-value]
 
-    @property
-    def _half_on_cpu(self) -> bool:
-        return self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)
-
     @cached_property
     def attention_cost(self) -> float:
         """Cost of one more key column for one token, relative to what the token costs in the layers' products."""
@@ -88,7 +84,7 @@ class ForwardPass:
                 "attention_mask": self.mask_forms[0](batch),
                 "position_ids": batch.position_ids.to(self.device),
             }
-        with replacing_fused(self.model) if self._half_on_cpu and self.packed else nullcontext():
+        with replacing_fused(self.model) if is_quicker(self.device, self.dtype) and self.packed else nullcontext():
             return self.model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
 
     def logits(self, batch: Batch, keep: Tensor, head: HeadForm) -> Tensor:
@@ -153,7 +149,7 @@ class ForwardPass:
         """
         model: Any = self.model
         fused = getattr(model.config, "_attn_implementation", None) == "sdpa"
-        if not (fused and self._half_on_cpu):
+        if not (fused and is_quicker(self.device, self.dtype)):
             yield False
             return
         try:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
-from aft_harness.engine.block_attention import UNKNOWN, in_blocks, is_quicker
+from aft_harness.engine.block_attention import UNKNOWN, attention_by, in_blocks, is_quicker
 from aft_harness.engine.shared_cache import Level, SharedCache
 from aft_harness.errors import ModelError
 
@@ -31,18 +30,12 @@ def attending(model: Any, cache: SharedCache) -> Iterator[None]:
     Raises:
         ModelError: The model takes no attention function.
     """
-    takes = getattr(model, "_can_set_attn_implementation", None)  # asked first, or transformers warns
-    if takes is None or not takes():
-        raise ModelError(f"{type(model).__name__} has an attention of its own")
-    before = model.config._attn_implementation
-    AttentionInterface.register(NAME, _attention)
     _active.append(cache)
     try:
-        model.set_attn_implementation(NAME)
-        yield
+        with attention_by(model, NAME, _attention):
+            yield
     finally:
         _active.pop()
-        model.set_attn_implementation(before)
 
 
 def _attention(
@@ -79,7 +72,7 @@ def _read(cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, scale: 
                 ([segment.values[cache.layer] for segment in cache.reading], value),
             )
         )
-    if is_quicker(query):
+    if is_quicker(query.device, query.dtype):
         return in_blocks(query.contiguous(), key, value, scale)
     before = key.shape[2] - length
     if (groups := query.shape[1] // key.shape[1]) > 1:
@@ -98,7 +91,7 @@ def _written(cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, scal
     """
     texts, heads, _, size = query.shape
     grouped = query.view(texts, key.shape[1], heads // key.shape[1], size)
-    if not cache.levels and not is_quicker(query):
+    if not cache.levels and not is_quicker(query.device, query.dtype):
         return scaled_dot_product_attention(grouped, key, value, attn_mask=cache.mask, scale=scale).view_as(query)
     parts = [attended(grouped, key, value, cache.mask, scale)]
     if not cache.levels:
@@ -138,7 +131,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     Returns:
         [rows, heads, queries, size], and float32 [rows, heads, queries].
     """
-    if query.device.type == "cpu" and not is_quicker(query):
+    if query.device.type == "cpu" and not is_quicker(query.device, query.dtype):
         # torch's fused attention knows the sum and keeps it to itself.
         if mask is not None:
             mask = mask.expand(-1, 1, query.shape[2], -1)

@@ -112,7 +112,6 @@ def evaluate(
         stack.callback(gc.unfreeze)
         for index, variant in enumerate(variants):
             start = time.time()
-            gc.collect()  # or garbage would be kept, too: a megabyte or two a variant
             gc.freeze()  # what is here stays until the end; looking for garbage in it takes longer than the metrics do
             adapter = VariantLM(shared, index)
             seed(loaded["tasks"].values(), prompt_format)

@@ -312,7 +312,7 @@ def best_layer(
             resume=state_of(resume, layer),
             on_progress=partial(on_training, done, len(candidates)),
         )
-    variants = [Variant(str(layer), result.booster) for layer, result in tried.items()]
+    variants = [Variant(f"layer {layer}", result.booster) for layer, result in tried.items()]
     scores = dict(zip(tried, ranking_scores(lm, variants, tasks, examples, settings.choice_norm), strict=True))
     best = tried[min(scores, key=lambda layer: scores[layer].rank)]
     sweep = {str(layer): score for layer, score in scores.items()}

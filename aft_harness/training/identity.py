@@ -58,13 +58,16 @@ def objective_names(tasks: Sequence[TaskExamples], settings: Settings) -> str:
 
 
 def trained_before(path: Path, identity: str) -> Booster | None:
-    """The booster in a file, where it came from the very training that `identity` is of."""
+    """The booster in a file, where it came from the very training that `identity` is of.
+
+    A process that was killed after it had saved the booster has left the training's state beside it: that is removed.
+    """
     try:
         booster = file_format.load(path)
     except BoosterError:
         return None
     if booster.provenance.training_sha256 != identity:
         return None
-    with suppress(OSError):  # what is left where a process was killed after it had saved the booster
+    with suppress(OSError):
         path.with_suffix(".resume").unlink(missing_ok=True)
     return booster
