@@ -21,7 +21,6 @@ Written: OUTPUT/PHASE.csv, a leaderboard, and the phase's part of docs/universal
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,8 @@ from universal import page as pages
 from universal.plans import Size, home_made, mixtures, specialists
 from universal.revisions import Named, models_of, pinned
 
+from aft_harness.cli.app import CONTEXT, Group
+from aft_harness.cli.terminal import quiet, study_bars
 from aft_harness.errors import AftError
 
 # Threads that spin while they wait for each other make a pretraining twenty times slower where another program takes a
@@ -45,22 +46,6 @@ PHASES: dict[str, tuple[str, Callable[[Mapping[str, Any], Size], Any], dict[str,
     "home-made": ("", home_made, {}),
 }
 """Of each phase the models of `models.yaml`, the plan, and how the page speaks of it."""
-
-
-def failing_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
-    """Ends a command with the message of what went wrong, without a traceback."""
-
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        from aft_harness.cli.terminal import quiet
-
-        try:
-            with quiet():
-                command(**options)
-        except AftError as error:
-            raise click.ClickException(str(error)) from None
-
-    return run
 
 
 def options_of(*, hub: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -88,7 +73,6 @@ def options_of(*, hub: bool) -> Callable[[Callable[..., None]], Callable[..., No
     ]
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
-        command = failing_in_one_line(command)
         for option in reversed([*common, *(further if hub else [])]):
             command = option(command)
         return command
@@ -108,7 +92,7 @@ def size_of(seeds: str, train_limit: int | None, limit: int | None) -> Size:
         raise click.BadParameter(f"{seeds}: expected whole numbers such as 0,1,2", param_hint="--seeds") from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings=CONTEXT)
 def main() -> None:
     """Does a booster gain on every architecture, at every size?"""
 
@@ -134,6 +118,7 @@ def universal(**options: Any) -> None:
     on_the_hub("universal", **options)
 
 
+@quiet()
 def on_the_hub(
     phase: str,
     *,
@@ -193,7 +178,6 @@ def incomplete(failed: Sequence[str]) -> click.ClickException:
 def run(phase: str, plans: Sequence[Any], work: Path, output: Path) -> list[str]:
     """Runs the plan of each model; returns which failed, and prints why."""
     from aft_harness.api.evaluation import transfer
-    from aft_harness.cli.terminal import study_bars
 
     failed = []
     for plan in plans:
@@ -236,6 +220,7 @@ def make_folders(*folders: Path) -> None:
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of a pretraining.  [default: the recipe's]")
 @click.option("--threads", type=click.IntRange(1), help="Of the processor.  [default: all]")
 @options_of(hub=False)
+@quiet()
 def home_made_models(
     work: Path,
     output: Path,
@@ -279,7 +264,7 @@ def home_made_models(
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the table.")
 @click.option("--page", type=click.Path(path_type=Path), default=pages.PAGE, show_default="docs/universality.md")
 @click.option("--only", multiple=True, metavar="ID", help="Model of models.yaml; may be repeated.  [default: all]")
-@failing_in_one_line
+@quiet()
 def forecasts(output: Path, page: Path, only: Sequence[str]) -> None:
     """Memory and time of the phases' models on this machine, from their published sizes alone."""
     from universal import prediction

@@ -22,6 +22,7 @@ from typing import Any
 import click
 import pandas as pd
 from processes import in_a_process
+from tables import put, updated
 
 from aft_harness.harness.selection import PromptFormat
 
@@ -56,8 +57,6 @@ def case(task: str, limit: int, dtype: str, model: tuple[int, int] | str | None 
     return Case(model, {**asked, **({} if "boosters" in further else {"epochs": 1}), **further})
 
 
-LAYERS_OF = {"phi-2": 32}
-
 CASES = {
     "smollm2-arc_easy-bfloat16": case("arc_easy", 100, "bfloat16", epochs=2),
     "smollm2-arc_easy-float32": case("arc_easy", 100, "float32", dev_docs=32),
@@ -85,7 +84,7 @@ def random_model(folder: Path, size: tuple[int, int] | str) -> dict[str, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
     if isinstance(size, str):
-        config: PreTrainedConfig = AutoConfig.for_model(**ROADMAP[size], num_hidden_layers=LAYERS_OF[size])
+        config: PreTrainedConfig = AutoConfig.for_model(**ROADMAP[size])
     else:
         hidden, layers = size
         config = AutoConfig.for_model(
@@ -136,9 +135,7 @@ def evaluation(model: Path, arguments: dict[str, Any]) -> dict[str, float]:
 def main(only: tuple[str, ...]) -> None:
     """Compare forecasts with what trainings and evaluations take."""
     from aft_harness.demo import model_folder
-    from aft_harness.files import write_atomically
 
-    rows = {} if not OUTPUT.is_file() else {row["case"]: row for row in pd.read_csv(OUTPUT).to_dict("records")}
     for name in only or CASES:
         asked = CASES[name]
         with tempfile.TemporaryDirectory() as scratch:
@@ -150,7 +147,7 @@ def main(only: tuple[str, ...]) -> None:
             predicted = in_a_process(lambda: forecast(model, asked.arguments))  # noqa: B023
             run = evaluation if asked.is_evaluation else training
             measured = in_a_process(lambda: run(model, asked.arguments))  # noqa: B023
-        rows[name] = {
+        row = {
             "case": name,
             "memory_forecast": round(predicted["memory"] / 2**30, 3),
             "memory_measured": round(measured["peak"] / 2**30, 3),
@@ -159,10 +156,8 @@ def main(only: tuple[str, ...]) -> None:
             "seconds_measured": round(measured["seconds"], 1),
             "seconds_of_forecast": round(predicted["took"], 1),
         }
-        click.echo(json.dumps(rows[name]))
-        OUTPUT.parent.mkdir(exist_ok=True)
-        table = pd.DataFrame([rows[each] for each in CASES if each in rows])
-        write_atomically(OUTPUT, table.to_csv(index=False).encode())
+        click.echo(json.dumps(row))
+        table = updated(OUTPUT, [row], "case", list(CASES))
         write_page(table)
     wrong = table[(table["memory_forecast"] / table["memory_measured"] - 1).abs() > 0.2]
     if len(wrong):
@@ -172,14 +167,11 @@ def main(only: tuple[str, ...]) -> None:
 
 def write_page(table: pd.DataFrame) -> None:
     """Puts the table into the page."""
-    from aft_harness.files import write_atomically
-    from aft_harness.text import between
-
     lines = ["| run | memory, GiB | forecast | time, s | forecast |", "|---|--:|--:|--:|--:|"]
     for row in table.to_dict("records"):
         memory = f"{row['memory_measured']:.2f} | {row['memory_forecast']:.2f}"
         lines.append(f"| {row['case']} | {memory} | {row['seconds_measured']:.0f} | {row['seconds_forecast']:.0f} |")
-    write_atomically(PAGE, between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines)).encode())
+    put(PAGE, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

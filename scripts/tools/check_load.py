@@ -23,6 +23,7 @@ from typing import Any
 import click
 import pandas as pd
 from processes import in_a_process
+from tables import put, updated
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "cost" / "load.csv"
@@ -40,14 +41,14 @@ class Case:
         small: How many of them at first.
         large: How many of them then.
         bound: Bytes that an item more may take.
-        run: Does it for so many, and returns how many results there are for each item.
+        run: Does it for so many.
     """
 
     what: str
     small: int
     large: int
     bound: int
-    run: Callable[[int], int]
+    run: Callable[[int], None]
 
 
 TASK = """task: sums
@@ -74,8 +75,8 @@ def make_task(folder: Path, documents: int) -> None:
     (folder / "sums.yaml").write_text(TASK.replace("DATA", json.dumps(str(folder / "sums.jsonl"))), encoding="utf-8")
 
 
-def evaluated(boosters: int, documents: int) -> int:
-    """Evaluates random boosters with a tiny model; returns the results for each booster."""
+def evaluate(boosters: int, documents: int) -> None:
+    """Evaluates random boosters with a tiny model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -100,13 +101,11 @@ def evaluated(boosters: int, documents: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         make_task(Path(folder), documents)
         found = aft.evaluate(model, tokenizer, tasks="sums", boosters=mapping, include_path=[folder])
-    results: dict[str, Any] = found.variants[-1].results
     assert len(found.variants) == boosters + 1 and (found.table["n"] == documents).all()
-    return len(results["samples"]["sums"])
 
 
-def added(rows: int) -> int:
-    """Adds rows to a leaderboard in ten steps, as ten studies would; returns 1."""
+def add(rows: int) -> None:
+    """Adds rows to a leaderboard in ten steps, as ten studies would."""
     from aft_harness.results import leaderboard, table
 
     blank: dict[str, Any] = dict.fromkeys(table.COLUMNS)
@@ -123,18 +122,17 @@ def added(rows: int) -> int:
                 ],
             )
         assert len(table.read(path)) == rows
-    return 1
 
 
 CASES = {
-    "boosters": Case("boosters on 20 questions", 10, 1000, 100_000, lambda n: evaluated(n, 20)),
-    "documents": Case("questions, one booster", 500, 10_000, 30_000, lambda n: evaluated(1, n)),
-    "rows": Case("rows of a leaderboard", 1000, 10_000, 20_000, added),
+    "boosters": Case("boosters on 20 questions", 10, 1000, 100_000, lambda n: evaluate(n, 20)),
+    "documents": Case("questions, one booster", 500, 10_000, 30_000, lambda n: evaluate(1, n)),
+    "rows": Case("rows of a leaderboard", 1000, 10_000, 20_000, add),
 }
 """Results of one document under one booster are about 2 KB, most of them the answers in lm-eval's samples."""
 
 
-def measured(run: Callable[[int], int], count: int) -> dict[str, float]:
+def measured(run: Callable[[int], None], count: int) -> dict[str, float]:
     """Seconds of a case."""
     begun = time.perf_counter()
     run(count)
@@ -145,15 +143,12 @@ def measured(run: Callable[[int], int], count: int) -> dict[str, float]:
 @click.option("--only", multiple=True, type=click.Choice(list(CASES)), help="Case to check.  [default: all]")
 def main(only: tuple[str, ...]) -> None:
     """Compare the memory of a few and of many."""
-    from aft_harness.files import write_atomically
-
-    rows = {} if not OUTPUT.is_file() else {row["case"]: row for row in pd.read_csv(OUTPUT).to_dict("records")}
-    wrong = []
+    wrong, rows = [], []
     for name in only or CASES:
         case = CASES[name]
         small, large = (in_a_process(lambda: measured(case.run, count)) for count in (case.small, case.large))  # noqa: B023
         more = (large["peak"] - small["peak"]) / (case.large - case.small)
-        rows[name] = {
+        row = {
             "case": name,
             "what": case.what,
             "small": case.small,
@@ -163,12 +158,11 @@ def main(only: tuple[str, ...]) -> None:
             "memory_large": round(large["peak"] / 2**30, 3),
             "bytes_an_item": round(more),
         }
-        click.echo(rows[name])
+        rows.append(row)
+        click.echo(row)
         if more > case.bound:
             wrong.append(f"{name}: {more:.0f} bytes an item where {case.bound} are allowed")
-    table = pd.DataFrame([rows[each] for each in CASES if each in rows])
-    write_atomically(OUTPUT, table.to_csv(index=False).encode())
-    write_page(table)
+    write_page(updated(OUTPUT, rows, "case", list(CASES)))
     if wrong:
         click.echo("; ".join(wrong), err=True)
         sys.exit(1)
@@ -176,9 +170,6 @@ def main(only: tuple[str, ...]) -> None:
 
 def write_page(table: pd.DataFrame) -> None:
     """Puts the table into the page."""
-    from aft_harness.files import write_atomically
-    from aft_harness.text import between
-
     lines = ["| what | how many | time, s | memory, GiB | memory of how many, GiB | KB more for each |"]
     lines.append("|---|--:|--:|--:|--:|--:|")
     for row in table.to_dict("records"):
@@ -187,7 +178,7 @@ def write_page(table: pd.DataFrame) -> None:
         lines.append(
             f"| {row['what']} | {row['large']} | {row['seconds']:.0f} | {row['memory_large']:.2f} | {few} | {each} |"
         )
-    write_atomically(PAGE, between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines)).encode())
+    put(PAGE, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

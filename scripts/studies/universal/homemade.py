@@ -23,6 +23,7 @@ from aft_harness.files import make_folder, write_atomically, written_whole
 
 from . import pretraining, text
 from .prediction import predicted
+from .tools import updated
 
 TABLE = "home-made-models.csv"
 REPORTED = 100
@@ -113,15 +114,11 @@ def predictions(
 
 def record(output: Path, records: Sequence[dict[str, Any]]) -> None:
     """Writes down how models were made; what is there of other kinds stays."""
-    place = output / TABLE
-    rows: dict[Any, Any] = (
-        {row["kind"]: row for row in pd.read_csv(place).to_dict("records")} if place.is_file() else {}
-    )
+    rows = []
     for found in records:
         plain = {name: value for name, value in found.items() if name != "recipe"}
-        rows[found["kind"]] = {**plain, "steps": found["recipe"]["steps"]}
-    ordered = [rows[kind] for kind in pretraining.KINDS if kind in rows]
-    write_atomically(place, pd.DataFrame(ordered).to_csv(index=False).encode())
+        rows.append({**plain, "steps": found["recipe"]["steps"]})
+    updated(output / TABLE, rows, "kind", pretraining.KINDS)
 
 
 def lines(output: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,8 @@ from aft_harness.files import write_atomically
 from aft_harness.harness import preflight
 from aft_harness.studies.plan import Plan
 
-TOOLS = Path(__file__).parents[2] / "tools"
+from .tools import ROADMAP, updated
+
 KEPT = "forecasts.json"
 """File of the work folder with what was predicted: a resumed run does not try again."""
 
@@ -188,13 +188,7 @@ def published(sizes: Mapping[str, Any]) -> Iterator[str]:
 
 def _roadmap(name: str | None) -> Mapping[str, Any]:
     """A configuration of the tool that tries the library on many kinds of models, which is the one place for these."""
-    if name is None:
-        return {}
-    if str(TOOLS) not in sys.path:
-        sys.path.append(str(TOOLS))
-    from models.kinds import ROADMAP
-
-    return ROADMAP[name]
+    return {} if name is None else ROADMAP[name]
 
 
 def _read(work: Path | None) -> dict[str, Any]:
@@ -204,12 +198,8 @@ def _read(work: Path | None) -> dict[str, Any]:
 
 def add(place: Path, found: Prediction, order: Sequence[str]) -> None:
     """Writes a prediction into a table, in which models are in a given order."""
-    rows: dict[Any, Any] = (
-        {row["model"]: row for row in pd.read_csv(place).to_dict("records")} if place.is_file() else {}
-    )
-    rows[found.model] = asdict(found)
-    table = pd.DataFrame([rows[name] for name in order if name in rows])
-    write_atomically(place, table.round(1).to_csv(index=False).encode())
+    rounded = {"training": round(found.training, 1), "evaluation": round(found.evaluation, 1)}
+    updated(place, [{**asdict(found), **rounded}], "model", order)
 
 
 def lines(place: Path) -> list[str]:

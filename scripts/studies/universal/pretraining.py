@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -260,14 +261,10 @@ def _rows(step: int, count: int, recipe: Recipe) -> Tensor:
     return torch.tensor(rows)
 
 
-_ORDERS: dict[tuple[int, int, int], Any] = {}
-
-
+@lru_cache(maxsize=2)
 def _order(turn: int, count: int, seed: int) -> Any:
-    key = (turn, count, seed)
-    if key not in _ORDERS:
-        _ORDERS[key] = np.random.default_rng([seed, turn]).permutation(count)
-    return _ORDERS[key]
+    """The order of the windows in a pass over the text; a step may take from two passes."""
+    return np.random.default_rng([seed, turn]).permutation(count)
 
 
 def _save(place: Path, identity: str, model: Any, adam: torch.optim.AdamW, step: int, seconds: float) -> None:

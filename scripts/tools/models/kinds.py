@@ -110,6 +110,7 @@ KINDS: dict[str, dict[str, Any]] = {
 ROADMAP: dict[str, dict[str, Any]] = {
     "TinyLlama-1.1B": {
         "model_type": "llama",
+        "num_hidden_layers": 22,
         "hidden_size": 2048,
         "intermediate_size": 5632,
         "num_attention_heads": 32,
@@ -118,6 +119,7 @@ ROADMAP: dict[str, dict[str, Any]] = {
     },
     "Qwen1.5-1.8B": {
         "model_type": "qwen2",
+        "num_hidden_layers": 24,
         "hidden_size": 2048,
         "intermediate_size": 5504,
         "num_attention_heads": 16,
@@ -127,6 +129,7 @@ ROADMAP: dict[str, dict[str, Any]] = {
     },
     "gemma-2b": {
         "model_type": "gemma",
+        "num_hidden_layers": 18,
         "hidden_size": 2048,
         "intermediate_size": 16384,
         "num_attention_heads": 8,
@@ -136,6 +139,7 @@ ROADMAP: dict[str, dict[str, Any]] = {
     },
     "phi-2": {
         "model_type": "phi",
+        "num_hidden_layers": 32,
         "hidden_size": 2560,
         "intermediate_size": 10240,
         "num_attention_heads": 32,
@@ -145,6 +149,7 @@ ROADMAP: dict[str, dict[str, Any]] = {
     },
     "Llama-2-7B": {
         "model_type": "llama",
+        "num_hidden_layers": 32,
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_attention_heads": 32,
@@ -153,6 +158,7 @@ ROADMAP: dict[str, dict[str, Any]] = {
     },
     "Mistral-7B-v0.1": {
         "model_type": "mistral",
+        "num_hidden_layers": 32,
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_attention_heads": 32,
