@@ -5,6 +5,7 @@ Knows the scoring engine and autograd. Knows nothing of examples or of how much 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from aft_harness.engine.trie import pack
 _WIDTHS = (16, 32, 64)
 """Columns of the rows that are measured. Of these the shortest window of attention is longer than all but tiny ones."""
 
+_LAYERS_AT_ONCE = 2
+"""What a pass without gradients has at its peak, in layers: it drops what a layer made once the next one has it."""
+
 _GRADIENT_OF_LOGITS = 2
 """The gradient of the logits is as large as they are, and there while they are."""
 
@@ -34,11 +38,13 @@ class Footprint:
         column: For each column of a row.
         pair: For each pair of columns of a row: attention weights and masks.
         prediction: For each position whose logits are wanted.
+        layers: Decoder layers that keep this.
     """
 
     column: float
     pair: float
     prediction: float
+    layers: int = 1
 
     def of(self, columns: int, width: int, predictions: int) -> float:
         """Bytes that a pass keeps at most.
@@ -49,6 +55,16 @@ class Footprint:
             predictions: Positions whose logits are wanted.
         """
         return columns * (self.column + self.pair * width) + predictions * self.prediction
+
+    def columns_without_gradient(self, width: int, limit: float) -> float:
+        """Columns of all rows of a pass that keeps nothing, and has at most `limit` bytes at its peak.
+
+        Args:
+            width: Of the widest row.
+            limit: Bytes.
+        """
+        column = (self.column + self.pair * width) * min(_LAYERS_AT_ONCE / self.layers, 1.0)
+        return limit / column if column else math.inf
 
 
 def footprint(engine: Engine, lowest: int) -> Footprint:
@@ -65,7 +81,7 @@ def footprint(engine: Engine, lowest: int) -> Footprint:
     pair = max((slopes[1] - slopes[0]) / (third - first), 0.0)
     column = max(slopes[0] - pair * (first + second), 0.0)
     prediction = max((predicted - middle) / _WIDTHS[0], 0.0)
-    return Footprint(column, pair, _GRADIENT_OF_LOGITS * prediction)
+    return Footprint(column, pair, _GRADIENT_OF_LOGITS * prediction, max(len(engine.layers) - lowest - 1, 1))
 
 
 def _kept(engine: Engine, lowest: int, width: int, predictions: int) -> int:

@@ -85,10 +85,10 @@ def forecast(
             "program": program,
             "weights": blueprint.weights,
             "hidden states": min(states, bounds.cache),
-            "predictions": min(predictions, bounds.cache),
+            "predictions": min(predictions, max(bounds.cache - states, 0)),
             "passes": max(int(largest / (_TYPICAL * in_use(device))) - freed, 0),  # in the place of discarded weights
         },
-        spilled=max(states - bounds.cache, 0) + max(predictions - bounds.cache, 0),
+        spilled=max(states + predictions - bounds.cache, 0),
         seconds=_seconds(shallow, deep, more, _Work.of(tasks, settings), blueprint.layers, lowest),
     )
 
@@ -179,7 +179,7 @@ def _between(first: Footprint, second: Footprint, layers: int) -> Footprint:
         slope = (getattr(second, name) - getattr(first, name)) / (DEEP - SHALLOW)
         return max(getattr(first, name) + slope * (layers - SHALLOW), 0.0)
 
-    return Footprint(at("column"), at("pair"), at("prediction"))
+    return Footprint(at("column"), at("pair"), at("prediction"), max(layers - 1, 1))
 
 
 def _largest_pass(objective: PreparedObjective, settings: Settings) -> int:

@@ -6,6 +6,7 @@ Knows tensors and bytes; what they mean is the caller's business.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Self
 
@@ -13,6 +14,14 @@ import torch
 from torch import Tensor
 
 from aft_harness.errors import FileError
+
+
+@dataclass
+class _Memory:
+    """Bytes that some stores may keep together, and that they keep."""
+
+    limit: int
+    kept: int = 0
 
 
 class HiddenStates:
@@ -28,10 +37,15 @@ class HiddenStates:
         Args:
             limit: Bytes kept in memory (on the device of the tensors); what comes after goes to disk.
         """
-        self._limit = limit
-        self._kept = 0
+        self._memory = _Memory(limit)
         self._states: list[Tensor | tuple[int, torch.Size, torch.dtype, torch.device]] = []
         self._file: IO[bytes] | None = None
+
+    def beside(self) -> HiddenStates:
+        """Another empty store; the limit is that of both together."""
+        other = HiddenStates(0)
+        other._memory = self._memory
+        return other
 
     def __len__(self) -> int:
         """Number of tensors."""
@@ -41,8 +55,8 @@ class HiddenStates:
         """Adds a tensor; it must not be changed afterwards."""
         state = state.detach().contiguous()
         size = state.numel() * state.element_size()
-        if self._kept + size <= self._limit:
-            self._kept += size
+        if self._memory.kept + size <= self._memory.limit:
+            self._memory.kept += size
             self._states.append(state.clone())  # a view would keep the whole batch alive
             return
         try:

@@ -96,17 +96,17 @@ class Keeping:
     The predictions are computed once and kept as half-precision probabilities over the whole vocabulary.
     """
 
-    def __init__(self, engine: Engine, texts: Sequence[Request], cache_limit: int) -> None:
+    def __init__(self, engine: Engine, texts: Sequence[Request], store: HiddenStates) -> None:
         """Lays the texts out; `cache` must follow.
 
         Args:
             engine: Runs the model.
             texts: What the model is held to itself on: a prefix each, and the tokens that follow.
-            cache_limit: Bytes of predictions kept in memory; the rest goes to a temporary file.
+            store: Beside which the predictions are kept.
         """
         self._engine = engine
         self._prepared = PreparedExamples(engine, [[text] for text in texts])
-        self._states, self._predictions = HiddenStates(cache_limit), HiddenStates(cache_limit)
+        self._states, self._predictions = store.beside(), store.beside()
         self._entropies: list[float] = []
 
     def __len__(self) -> int:

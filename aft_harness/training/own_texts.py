@@ -30,6 +30,7 @@ from aft_harness.training import optimiser
 from aft_harness.training.account import State, loss_table, mean
 from aft_harness.training.checkpoint import Checkpoint, copied, restored
 from aft_harness.training.groundwork import Clock, frozen, kept_texts, provenance, relative_norms, started
+from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.keeping import Keeping
 from aft_harness.training.memory import Memory
 from aft_harness.training.policy import is_informative, policy_loss, rejection_loss
@@ -72,7 +73,7 @@ def learn(
         stack.enter_context(frozen(lm.model))
         texts = kept_texts(lm, settings, keep_texts)
         stack.enter_context(lm.engine.differentiated())
-        keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
+        keeping = stack.enter_context(Keeping(lm.engine, texts, HiddenStates(bounds.cache))) if texts else None
         run = _Run(lm, tasks, settings, injections, keeping, on_progress)
         with run.clock("caching"):
             scales = run.scales(chosen)

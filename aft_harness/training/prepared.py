@@ -118,7 +118,7 @@ class PreparedExamples:
         self._lowest, self._hidden = lowest, hidden
 
     def bound(self, footprint: Footprint, limit: float) -> None:
-        """Sets how much a pass may keep for its backward pass.
+        """Sets how much a pass may keep for its backward pass, or have at its peak without one.
 
         Args:
             footprint: What passes keep.
@@ -223,7 +223,8 @@ class PreparedExamples:
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
-        tokens = 1 if self._engine.probe.alone else TOKENS_PER_PASS
+        tokens = min(TOKENS_PER_PASS, self._footprint.columns_without_gradient(width, self._limit))
+        tokens = 1 if self._engine.probe.alone else int(tokens)
         for batch in rows_module.batches([row for row, _ in groups], tokens, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 

@@ -110,19 +110,21 @@ def train(
         stack.enter_context(frozen(lm.model))
         with clock("caching"):
             texts = kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
+            release()  # their keys and values
         stack.enter_context(lm.engine.differentiated())
         with clock("caching"):
             objective = PreparedObjective(lm.engine, tasks, settings)
             steps = settings.epochs * math.ceil(len(objective.train) / settings.batch_size)
-            objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
             kept_by_passes = footprint(lm.engine, chosen[0])
-            keeping = stack.enter_context(Keeping(lm.engine, texts, bounds.cache)) if texts else None
+            objective.prepared.bound(kept_by_passes, bounds.passes)
+            objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
+            keeping = stack.enter_context(Keeping(lm.engine, texts, hidden)) if texts else None
             if keeping is not None:
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
             if disposable and objective.prepared.cached and (keeping is None or keeping.cached):
                 bounds = bounds.with_more(discard_weights(lm.model, list(lm.engine.layers)[: chosen[0] + 1]), lm.device)
                 release()
-            objective.prepared.bound(kept_by_passes, bounds.passes)
+                objective.prepared.bound(kept_by_passes, bounds.passes)
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
             before = objective.score(watched, lm.processes)

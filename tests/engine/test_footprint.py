@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from engine_cases import ARCHITECTURES, engine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aft_harness.boosters.injections import StaticInjection
 from aft_harness.engine.footprint import Footprint, footprint
@@ -71,6 +73,42 @@ def test_every_model_is_measured_and_left_as_it_was(tiny_model: Any, architectur
 
 def test_a_footprint_is_a_polynomial() -> None:
     assert Footprint(10.0, 2.0, 100.0).of(30, 5, 7) == 30 * (10 + 2 * 5) + 700
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make, and the most bytes of them that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in self.alive:
+                self.alive[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi", "gpt2", "gemma2"])
+def test_a_pass_without_gradients_stays_within_its_limit(tiny_model: Any, architecture: str) -> None:
+    model = tiny_model(architecture, num_hidden_layers=6).requires_grad_(False)
+    model.set_attn_implementation("eager")
+    runner = engine(model)
+    found = footprint(runner, 0)
+    assert found.layers == 5
+    for count, width in ((1, 128), (8, 32), (3, 100)):
+        request = Request((5,) * width, (5,))
+        rows = [row for _ in range(count) for row in pack([request.inputs], [1], width)]
+        (batch,) = batches(rows, count * width)
+        with torch.no_grad(), LiveBytes() as live:
+            runner.hidden(batch, 5)
+        limit = 10**6
+        columns = found.columns_without_gradient(width, limit)
+        assert 0.4 * limit < live.peak / (count * width) * columns < 1.1 * limit
 
 
 def test_no_graph_outlives_a_measurement(tiny_model: Any) -> None:

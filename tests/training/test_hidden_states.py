@@ -32,6 +32,14 @@ def test_memory_is_bounded_and_what_is_stored_is_not_a_view() -> None:
     assert len(store) == 0
 
 
+def test_stores_beside_each_other_share_their_limit() -> None:
+    with HiddenStates(4000) as store, store.beside() as other:
+        for each in (store, other, store):
+            each.append(torch.ones(600))
+        assert [isinstance(state, torch.Tensor) for state in (*store._states, *other._states)] == [True, False, False]
+        assert torch.equal(other[0], torch.ones(600))
+
+
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> object:
         raise OSError(28, "No space left on device")

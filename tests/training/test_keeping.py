@@ -16,6 +16,7 @@ from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import Steering
 from aft_harness.errors import TrainingError
 from aft_harness.harness.model import SteeredHFLM
+from aft_harness.training.hidden_states import HiddenStates
 from aft_harness.training.identity import training_identity
 from aft_harness.training.keeping import TEXTS_A_STEP, Keeping, cross_entropy, sampled_texts, texts_of
 from aft_harness.training.train import train
@@ -73,7 +74,7 @@ def test_the_divergence_is_a_mean_over_tokens_and_zero_without_steering(
     every = list(range(len(texts)))
     steering = Steering(lm.model, Booster.static({cached: torch.linspace(-1, 1, 32)}))
     assert len(texts) > 3
-    with Keeping(lm.engine, texts, LIMIT) as keeping, torch.no_grad():
+    with Keeping(lm.engine, texts, HiddenStates(LIMIT)) as keeping, torch.no_grad():
         keeping.cache(cached)
         assert keeping.divergence(every).item() == pytest.approx(0.0, abs=1e-5)
         for chosen in ([0], [2, 0], every):
@@ -87,7 +88,7 @@ def test_predictions_beyond_the_limit_are_the_same() -> None:
     texts = texts_of(lm, TEXTS, seed=0, tokens=24)
     found = []
     for limit in (LIMIT, 0):
-        with Keeping(lm.engine, texts, limit) as keeping, torch.no_grad():
+        with Keeping(lm.engine, texts, HiddenStates(limit)) as keeping, torch.no_grad():
             keeping.cache(0)
             with Steering(lm.model, STRONG):
                 found.append(keeping.divergence([1, 0]).item())
@@ -126,7 +127,7 @@ def test_given_texts_are_cut_into_pieces_and_drawn_by_seed() -> None:
 
 def test_texts_take_turns() -> None:
     lm = make_lm(double=False)
-    with Keeping(lm.engine, texts_of(lm, TEXTS, seed=0, tokens=10), LIMIT) as keeping:
+    with Keeping(lm.engine, texts_of(lm, TEXTS, seed=0, tokens=10), HiddenStates(LIMIT)) as keeping:
         count = len(keeping)
         seen = Counter(text for step in range(count) for text in keeping.texts_of_step(step, 5))
         assert set(seen.values()) == {TEXTS_A_STEP} and len(seen) == count
@@ -142,7 +143,7 @@ def test_what_is_kept_moves_less() -> None:
     for keep in (0.0, 1e-9, 1000.0):
         result = train(lm, [task], plain(keep=keep, lr=0.05), keep_texts=TEXTS if keep else None)
         moved[keep] = result
-    with Keeping(lm.engine, texts_of(lm, TEXTS, seed=0), LIMIT) as keeping, torch.no_grad():
+    with Keeping(lm.engine, texts_of(lm, TEXTS, seed=0), HiddenStates(LIMIT)) as keeping, torch.no_grad():
         keeping.cache(0)
         divergence = {}
         for keep, result in moved.items():

@@ -149,6 +149,24 @@ def test_chunks_keep_what_they_may() -> None:
             assert 10 * sum(predictions[index] for index in (*chunk, following[0])) > limit
 
 
+def test_passes_without_gradients_have_what_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm("gpt2")
+    found = PreparedExamples(lm.engine, requests_of(lm, limit=9))
+    passes: list[tuple[int, ...]] = []
+    run = lm.engine.hidden
+    monkeypatch.setattr(
+        lm.engine, "hidden", lambda batch, layer: (passes.append(batch.input_ids.shape), run(batch, layer))[1]
+    )
+    monkeypatch.setattr(prepared, "ROW_WIDTH", 64)
+    for limit, fewest, most in ((1e9, 1, 2), (130.0, 3, 9)):
+        passes.clear()
+        found.bound(Footprint(1.0, 0.0, 0.0), limit)
+        with HiddenStates(10**9) as hidden:
+            found.cache(0, hidden)
+            assert len(hidden) == 9
+        assert fewest <= len(passes) <= most and all(rows == 1 or rows * columns <= limit for rows, columns in passes)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "phi", "gemma3_text", "falcon"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_an_example_too_large_is_computed_again_and_gives_the_same_gradient(architecture: str, cached: bool) -> None:
