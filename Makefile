@@ -35,7 +35,7 @@ check: $(INSTALLED)  ## lint, formatting and types
 verify: verify-models verify-crashes verify-load verify-forecast verify-robustness  ## all that the README says of reliability (an hour)
 
 verify-robustness: $(INSTALLED)  ## feed the readers of files and values 100,000 damaged inputs each
-	AFT_FUZZ=100000 $(BIN)/python -m pytest -q tests/test_fuzz.py tests/test_fuzz_exchange.py
+	AFT_FUZZ=100000 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 tests/test_fuzz.py tests/test_fuzz_exchange.py
 
 verify-crashes: $(INSTALLED)  ## kill commands, fill disks, run two at once, and compare with undisturbed runs
 	$(BIN)/python scripts/tools/check_crashes.py

@@ -67,7 +67,7 @@ CASES = {
     "random-1024x16-arc_easy": case("arc_easy", 48, "bfloat16", (1024, 16)),
     "random-2048x16-arc_easy": case("arc_easy", 32, "bfloat16", (2048, 16)),
     "phi-2-hellaswag-8GB": case(
-        "hellaswag", 8, "bfloat16", "phi-2", prompt_format=PromptFormat(num_fewshot=4), memory=8 * 10**9
+        "hellaswag", 4, "bfloat16", "phi-2", prompt_format=PromptFormat(num_fewshot=4), memory=8 * 10**9
     ),
     "evaluation-hellaswag": case("hellaswag", 100, "bfloat16", boosters=["smollm2-135m-arc-easy"]),
     "evaluation-gsm8k_easy_gen": case("gsm8k_easy_gen", 48, "bfloat16", boosters=["smollm2-135m-arc-easy"]),

@@ -1,6 +1,6 @@
 """Tries the library on small random models of many kinds, and writes docs/models.md.
 
-    python scripts/tools/verify_models.py                  # `make verify-models`; about ten minutes on two CPU cores
+    python scripts/tools/verify_models.py                  # `make verify-models`; minutes on two CPU cores
     python scripts/tools/verify_models.py --only llama --only gemma2
 
 Knows the command line and the page; the kinds of models and what is checked stand in `models/`.
@@ -8,13 +8,18 @@ Knows the command line and the page; the kinds of models and what is checked sta
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import traceback
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import click
 import pandas as pd
+import torch
 from models.checks import CHECKS, Subject
 from models.kinds import KINDS, ROADMAP, cut, small, tokenizer
 
@@ -36,24 +41,14 @@ EXPORTS = ("checkpoint", "peft")
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice([*KINDS, *ROADMAP]), help="Models.  [default: all]")
 @click.option("--trace", is_flag=True, help="Print tracebacks of what fails.")
-def main(only: tuple[str, ...], trace: bool) -> None:
+@click.option("--jobs", default=os.cpu_count() or 1, show_default="cores", help="Models that are tried at a time.")
+def main(only: tuple[str, ...], trace: bool, jobs: int) -> None:
     """Tries every kind of model, and writes the page if all were tried."""
-    warnings.filterwarnings("ignore")
-    tokens, rows = tokenizer(), []
-    for kind in only or (*KINDS, *ROADMAP):
-        row = {"model": kind}
-        try:
-            subject = Subject(small(kind) if kind in KINDS else cut(kind), tokens)
-        except Exception as error:  # whatever a kind raises is its row
-            row["layers"] = _failure(error, trace)
-        else:
-            for name, check in CHECKS.items():
-                try:
-                    row[name] = check(subject)
-                except Exception as error:
-                    row[name] = _failure(error, trace)
-        rows.append(row)
-        click.echo("  ".join(f"{name}={value}" for name, value in row.items()), err=True)
+    rows = []
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as processes:
+        for row in processes.map(partial(tried, trace=trace), only or (*KINDS, *ROADMAP)):
+            rows.append(row)
+            click.echo("  ".join(f"{name}={value}" for name, value in row.items()), err=True)
     if not only:
         table = pd.DataFrame(rows).fillna("")
         OUTPUT.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +57,24 @@ def main(only: tuple[str, ...], trace: bool) -> None:
     wrong = [f"{row['model']} ({name})" for row in rows for name, found in row.items() if _wrong(row, name, found)]
     if wrong:
         raise click.ClickException(f"{len(wrong)} checks failed: {', '.join(wrong)}")
+
+
+def tried(kind: str, trace: bool) -> dict[str, str]:
+    """What is found on a kind of model, by column; runs in a process of its own."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # these models are too small to gain by more
+    row = {"model": kind}
+    try:
+        subject = Subject(small(kind) if kind in KINDS else cut(kind), tokenizer())
+    except Exception as error:  # whatever a kind raises is its row
+        row["layers"] = _failure(error, trace)
+        return row
+    for name, check in CHECKS.items():
+        try:
+            row[name] = check(subject)
+        except Exception as error:
+            row[name] = _failure(error, trace)
+    return row
 
 
 def write_page(table: pd.DataFrame) -> None:

@@ -232,3 +232,11 @@ def test_a_server_that_is_no_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub, tmp_
     with pytest.raises(HubError) as caught:
         Booster.load(ADDRESS)
     assert str(caught.value).isprintable()
+
+
+def test_a_full_disk_is_named_without_its_number(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> object:
+        raise OSError(28, "No space left on device", "/cache/arc.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
+    assert refused().endswith("cannot be fetched: /cache/arc.safetensors: No space left on device")

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import peft
@@ -24,6 +24,8 @@ from comparison.fitted import BATCH_SIZE, BUDGET, EPOCHS, Fitted, Method, best
 from torch import nn
 
 from aft_harness.engine.scoring import Engine
+from aft_harness.harness.examples import TaskExamples
+from aft_harness.harness.model import SteeredHFLM
 from aft_harness.training import optimiser
 from aft_harness.training.loop import EpochLosses, run_epoch
 from aft_harness.training.prepared_objective import PreparedObjective
@@ -59,21 +61,49 @@ def adapter(name: str, rates: Sequence[float], objective: Objective | None = Non
     return fitted
 
 
-def _trained(
-    name: str, task: str, seed: int, rate: float, objective_name: Objective | None
-) -> tuple[Fitted, dict[str, Any]]:
-    lm = load()
-    examples = learned_from(lm, task)
+class Learned(NamedTuple):
+    """What a method of PEFT has made of a model.
+
+    Attributes:
+        wrapped: The model as PEFT has it; the one that was given is changed, too.
+        engine: Scores requests with it.
+        score: On the development examples, if there are any.
+        seconds: That training took.
+    """
+
+    wrapped: Any
+    engine: Engine
+    score: Any
+    seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were learned."""
+        return sum(part.numel() for part in self.wrapped.parameters() if part.requires_grad)
+
+
+def learn(
+    lm: SteeredHFLM, tasks: Sequence[TaskExamples], name: str, seed: int, rate: float, objective_name: Objective | None
+) -> Learned:
+    """Trains a method of PEFT on the examples of some tasks; the model is changed in place.
+
+    Args:
+        lm: The model.
+        tasks: Training and development examples.
+        name: One of `RATES`.
+        seed: Of the method's initial values and of the order of the examples.
+        rate: Learning rate.
+        objective_name: What is minimised; None is the recipe's.
+    """
     torch.manual_seed(seed)
     wrapped = peft.get_peft_model(lm.model, _config(name))
     engine = lm.engine
     if name == "prompt tuning":
         engine = Engine(_Prefixed(wrapped), lm.engine.layers, lm.engine.device, packed=False)
     learning = [part for part in wrapped.parameters() if part.requires_grad]
-    parameters = sum(part.numel() for part in learning)
     settings = Settings(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed, lr=rate, objective=objective_name)
     adam = torch.optim.Adam(learning, lr=rate)
-    schedule = optimiser.scheduler(adam, "linear", EPOCHS * math.ceil(len(examples.train) / BATCH_SIZE))
+    schedule = optimiser.scheduler(adam, "linear", EPOCHS * math.ceil(sum(len(task.train) for task in tasks) / BATCH_SIZE))
     start = time.perf_counter()
 
     def stop_late(progress: Any) -> None:
@@ -82,7 +112,7 @@ def _trained(
 
     with nullcontext() if name == "prompt tuning" else engine.differentiated():
         # Nothing is cached: what PEFT trains lies below every layer's output.
-        objective = PreparedObjective(engine, [examples], settings)
+        objective = PreparedObjective(engine, tasks, settings)
         try:
             for epoch in range(1, EPOCHS + 1):
                 losses = EpochLosses()
@@ -90,20 +120,28 @@ def _trained(
         except TimeoutError:
             click.echo(f"    stopped after {BUDGET:.0f} s", err=True)
         seconds = time.perf_counter() - start
-        score_of_development = objective.score(objective.development)
+        score = objective.score(objective.development) if objective.development else None
+    return Learned(wrapped, engine, score, seconds)
+
+
+def _trained(
+    name: str, task: str, seed: int, rate: float, objective_name: Objective | None
+) -> tuple[Fitted, dict[str, Any]]:
+    lm = load()
+    found = learn(lm, [learned_from(lm, task)], name, seed, rate, objective_name)
     with tempfile.TemporaryDirectory() as scratch:
-        wrapped.save_pretrained(scratch)
+        found.wrapped.save_pretrained(scratch)
         size = sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))
 
     def score(requests: Sequence[Any]) -> list[float]:
-        return [value for value, _ in engine.loglikelihoods(list(requests), 4096)[0]]
+        return [value for value, _ in found.engine.loglikelihoods(list(requests), 4096)[0]]
 
     measured = {
-        "development_loss": score_of_development.loss,
-        "development_accuracy": score_of_development.accuracy,
-        "seconds": seconds,
+        "development_loss": found.score.loss,
+        "development_accuracy": found.score.accuracy,
+        "seconds": found.seconds,
     }
-    return Fitted(score, parameters, size, seconds), measured
+    return Fitted(score, found.parameters, size, found.seconds), measured
 
 
 def _config(name: str) -> Any:
