@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -106,7 +106,7 @@ def compared(method: str, task: str, rate: float | None) -> list[dict[str, Any]]
     return made
 
 
-def write(output: Path, rows: list[Mapping[str, Any]]) -> None:
+def write(output: Path, rows: Sequence[Mapping[Any, Any]]) -> None:
     """Writes the table, with p-values that are corrected for the number of rows by `acc`."""
     from aft_harness.files import write_atomically
     from aft_harness.results.statistics import holm
@@ -126,7 +126,7 @@ def main(output: Path, rate: float | None, jobs: int) -> None:
     from comparison.adapters import RATES
 
     os.environ.update({"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    rows = pd.read_csv(output).to_dict("records") if output.exists() else []
+    rows: list[dict[Any, Any]] = pd.read_csv(output).to_dict("records") if output.exists() else []
     done = {(row["method"], row["task"]) for row in rows}
     tasks = [name.removeprefix(WITHOUT) for name in plan().sources if name.startswith(WITHOUT)]
     left = [(method, task) for task in tasks for method in (METHOD, "five-shot") if (method, task) not in done]

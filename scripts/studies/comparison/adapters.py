@@ -103,7 +103,8 @@ def learn(
     learning = [part for part in wrapped.parameters() if part.requires_grad]
     settings = Settings(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed, lr=rate, objective=objective_name)
     adam = torch.optim.Adam(learning, lr=rate)
-    schedule = optimiser.scheduler(adam, "linear", EPOCHS * math.ceil(sum(len(task.train) for task in tasks) / BATCH_SIZE))
+    examples = sum(len(task.train) for task in tasks)
+    schedule = optimiser.scheduler(adam, "linear", EPOCHS * math.ceil(examples / BATCH_SIZE))
     start = time.perf_counter()
 
     def stop_late(progress: Any) -> None:
