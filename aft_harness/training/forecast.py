@@ -63,29 +63,31 @@ def forecast(
     lowest, above = chosen[0], blueprint.layers - chosen[0] - 1
     with blueprint.built(SHALLOW) as lm:
         tasks = tuple(draw(lm))
+        loaded = used(lm.device) - blueprint.weights_of(SHALLOW) + blueprint.weights
+        bounds = Memory.of(lm.device, memory, cache_limit, loaded)
         _tried(lm, tasks, settings, FEW // 2, keep_texts)  # the first passes of a process are slower
         shallow = _tried(lm, tasks, settings, FEW, keep_texts)
         # What a process has taken that has trained: code, tables, and blocks that its allocator does not give back.
         program = used(lm.device) - blueprint.weights_of(SHALLOW)
-        bounds = Memory.of(lm.device, memory, cache_limit, program + blueprint.weights)
         freed = blueprint.weights - blueprint.weights_of(above) if disposable else 0
-        bounds = bounds.with_more(freed, lm.device)
         first = _footprint(lm)
     with blueprint.built(DEEP) as lm:
         deep, more = (_tried(lm, tasks, settings, count, keep_texts) for count in (FEW, MORE))
         objective = PreparedObjective(lm.engine, tasks, settings)
-        objective.prepared.bound(_between(first, _footprint(lm), above + 1), bounds.passes)
-        largest, columns = _largest_pass(objective, settings), objective.prepared.columns
         texts, device = kept_texts(lm, settings, keep_texts), lm.device
-    predicted = sum(len(text.continuation) for text in texts)
-    states = columns * blueprint.hidden * blueprint.itemsize
-    predictions = predicted * blueprint.vocabulary * 2  # in half precision, see `Keeping`
+        predicted = sum(len(text.continuation) for text in texts)
+        states = objective.prepared.columns * blueprint.hidden * blueprint.itemsize
+        predictions = predicted * blueprint.vocabulary * 2  # in half precision, see `Keeping`
+        cached = min(states, bounds.cache), min(predictions, max(bounds.cache - states, 0))
+        bounds = bounds.left(device, program + blueprint.weights - freed + sum(cached))
+        objective.prepared.bound(_between(first, _footprint(lm), above + 1), bounds.passes)
+        largest = _largest_pass(objective, settings)
     return Forecast(
         memory={
             "program": program,
             "weights": blueprint.weights,
-            "hidden states": min(states, bounds.cache),
-            "predictions": min(predictions, max(bounds.cache - states, 0)),
+            "hidden states": cached[0],
+            "predictions": cached[1],
             "passes": max(int(largest / (_TYPICAL * in_use(device))) - freed, 0),  # in the place of discarded weights
         },
         spilled=max(states + predictions - bounds.cache, 0),

@@ -34,10 +34,12 @@ class Memory:
     """Bounds of one training, in bytes.
 
     Attributes:
+        total: What the process, or its share of a device, takes.
         passes: What a pass keeps for its backward pass.
         cache: Cached hidden states in memory.
     """
 
+    total: int
     passes: int
     cache: int
 
@@ -66,15 +68,19 @@ class Memory:
                 "allow more memory, or load the model in another dtype"
             )
         cache = min(cache, int(_CACHED * free))
-        return cls(_capped(int((free - cache) * in_use(device)), device), cache)
+        bounds = cls(taken + free, 0, cache)
+        return bounds.left(device, taken + cache)
 
-    def with_more(self, freed: int, device: torch.device) -> Memory:
-        """These bounds once so many bytes of weights have been discarded: they go to the passes."""
-        return replace(self, passes=_capped(self.passes + int(freed * in_use(device)), device))
+    def left(self, device: torch.device, taken: int | None = None) -> Memory:
+        """These bounds with passes in what is left of the total.
 
-
-def _capped(passes: int, device: torch.device) -> int:
-    return min(passes, PASS) if device.type == "cpu" else passes
+        Args:
+            device: Where the model is.
+            taken: What the process has taken without passes; None is what it has taken now.
+        """
+        free = max(self.total - (used(device) if taken is None else taken), _LEAST)
+        passes = int(free * in_use(device))
+        return replace(self, passes=min(passes, PASS) if device.type == "cpu" else passes)
 
 
 def in_use(device: torch.device) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aft_harness.boosters.booster import Booster
 from aft_harness.engine.footprint import Footprint, footprint
-from aft_harness.engine.memory import peak_memory
+from aft_harness.engine.memory import peak_memory, release
 from aft_harness.engine.scoring import Request
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
@@ -77,9 +77,10 @@ def learn(
         run = _Run(lm, tasks, settings, injections, keeping, on_progress)
         with run.clock("caching"):
             scales = run.scales(chosen)
-            run.bounded(footprint(lm.engine, chosen[0]), bounds.passes)
             if keeping is not None:
                 keeping.cache(chosen[0])
+            release()
+            run.bounded(footprint(lm.engine, chosen[0]), bounds.left(lm.device).passes)
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
         checkpoint = Checkpoint(resume, str(origin["training_sha256"]))
         with run.clock("scoring"):

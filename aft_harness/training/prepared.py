@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aft_harness.engine import rows as rows_module
 from aft_harness.engine.footprint import Footprint
+from aft_harness.engine.memory import trim
 from aft_harness.engine.rows import Batch, Row
 from aft_harness.engine.scoring import Engine, Request
 from aft_harness.engine.trie import pack
@@ -89,6 +90,7 @@ class PreparedExamples:
         """Number of examples."""
         return len(self._places)
 
+    @torch.no_grad()
     def cache(self, lowest: int, hidden: HiddenStates, on_progress: OnProgress = ignore) -> None:
         """Computes and keeps the output of the lowest trained layer for every example.
 
@@ -132,6 +134,8 @@ class PreparedExamples:
         rows = [index for example in examples for index in self._rows_of[example]]
         found: dict[int, Tensor] = {}
         large = torch.is_grad_enabled() and self._kept(self._size(examples)) > self._limit
+        if large:
+            trim()  # each such pass would scatter its blocks among those of the last
         for batch, parts in self._batches(rows):
             thrifty = self._engine.forward_pass.recomputed(self._lowest) if large else nullcontext()
             with self._resumed(batch, parts), thrifty:
@@ -165,18 +169,24 @@ class PreparedExamples:
         return {layer: torch.cat(parts) for layer, parts in found.items()}
 
     def chunks(self, examples: Sequence[int]) -> Iterator[list[int]]:
-        """Consecutive examples whose rows fit one pass."""
+        """Consecutive examples whose rows fit one pass, and what it keeps if gradients are wanted."""
         chunk: list[int] = []
         size = _Size()
         for example in examples:
             together = size.beside(self._size([example]))
-            if chunk and (together.columns > TOKENS_PER_PASS or self._kept(together) > self._limit):
+            large = torch.is_grad_enabled() and self._kept(together) > self._limit
+            if chunk and (together.columns > TOKENS_PER_PASS or large):
                 yield chunk
                 chunk, together = [], self._size([example])
             chunk.append(example)
             size = together
         if chunk:
             yield chunk
+
+    @property
+    def footprint(self) -> Footprint:
+        """What passes keep, as far as that was said."""
+        return self._footprint
 
     @property
     def cached(self) -> bool:

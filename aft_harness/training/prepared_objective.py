@@ -5,6 +5,7 @@ Joins examples, their objectives and their rows. Knows nothing of optimisers, bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aft_harness.boosters.provenance import Score
+from aft_harness.engine.footprint import footprint
 from aft_harness.engine.processes import ALONE, Processes
 from aft_harness.engine.scoring import Engine
 from aft_harness.harness.examples import Example, TaskExamples
@@ -38,13 +40,23 @@ class PreparedObjective:
         objectives: By task, with the temperature that is in force.
     """
 
-    def __init__(self, engine: Engine, tasks: Sequence[TaskExamples], settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: Sequence[TaskExamples],
+        settings: Settings,
+        *,
+        lowest: int = 0,
+        limit: float = math.inf,
+    ) -> None:
         """Lays the examples out, and measures the temperature of each task where none is set.
 
         Args:
             engine: Runs the model, which is unsteered.
             tasks: All examples that will be asked for.
             settings: Objective, choice norm and temperature are used.
+            lowest: The lowest trained layer.
+            limit: Bytes that a pass may keep, see `PreparedExamples.bound`.
 
         Raises:
             TrainingError: An objective is asked for that compares texts, and no task has any.
@@ -64,6 +76,8 @@ class PreparedObjective:
             firsts[task.task] = list(range(len(self.examples) - count, len(self.examples)))[:MEASURED]
         wanted = [self.objectives[example.task].requests(example) for example in self.examples]
         self.prepared = PreparedExamples(engine, wanted)
+        if math.isfinite(limit):
+            self.prepared.bound(footprint(engine, lowest), limit)
         if settings.temperature is None:
             for task in tasks:
                 if self.objectives[task.task].name in ("choice", "both"):

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.engine.footprint import footprint
 from aft_harness.engine.memory import discard_weights, peak_memory, release
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
@@ -113,18 +112,16 @@ def train(
             release()  # their keys and values
         stack.enter_context(lm.engine.differentiated())
         with clock("caching"):
-            objective = PreparedObjective(lm.engine, tasks, settings)
+            objective = PreparedObjective(lm.engine, tasks, settings, lowest=chosen[0], limit=bounds.passes)
             steps = settings.epochs * math.ceil(len(objective.train) / settings.batch_size)
-            kept_by_passes = footprint(lm.engine, chosen[0])
-            objective.prepared.bound(kept_by_passes, bounds.passes)
             objective.prepared.cache(chosen[0], hidden, partial(_report_caching, on_progress, steps))
             keeping = stack.enter_context(Keeping(lm.engine, texts, hidden)) if texts else None
             if keeping is not None:
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
             if disposable and objective.prepared.cached and (keeping is None or keeping.cached):
-                bounds = bounds.with_more(discard_weights(lm.model, list(lm.engine.layers)[: chosen[0] + 1]), lm.device)
-                release()
-                objective.prepared.bound(kept_by_passes, bounds.passes)
+                discard_weights(lm.model, list(lm.engine.layers)[: chosen[0] + 1])
+            release()
+            objective.prepared.bound(objective.prepared.footprint, bounds.left(lm.device).passes)
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
             before = objective.score(watched, lm.processes)

@@ -22,10 +22,9 @@ import pandas as pd
 import torch
 from models.checks import CHECKS, Subject
 from models.kinds import KINDS, ROADMAP, cut, small, tokenizer
+from tables import put
 
 from aft_harness.errors import AftError
-from aft_harness.files import write_atomically
-from aft_harness.text import between
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "leaderboards" / "models" / "models.csv"
@@ -91,8 +90,7 @@ def write_page(table: pd.DataFrame) -> None:
             cells.append(value.split("\n")[0])
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {why}" for why, number in reasons.items())]
-    text = between(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join(lines))
-    write_atomically(PAGE, text.encode())
+    put(PAGE, BEGIN, END, lines)
 
 
 def _wrong(row: dict[str, str], name: str, found: str) -> bool:

@@ -94,6 +94,20 @@ def test_what_a_pass_keeps_is_linear_in_its_layers(model: str) -> None:
         assert _between(found[0], found[1], LAYERS - lowest).of(200, 50, 20) == pytest.approx(measured, rel=0.02)
 
 
+def test_bounds_do_not_count_what_the_trials_have_left_behind(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, left_behind = 10**9, 2**30
+    tried = module._tried
+
+    def trial(*arguments: Any) -> module._Trial:
+        monkeypatch.setattr(module, "used", lambda device: taken + left_behind)
+        return tried(*arguments)
+
+    monkeypatch.setattr(module, "used", lambda device: taken)
+    monkeypatch.setattr(module, "_tried", trial)
+    found = forecast(Blueprint(model, {"dtype": "float32"}), draw, plain(), memory=taken + 2**28)
+    assert found.memory["program"] > left_behind
+
+
 def test_time_grows_with_layers_tokens_and_epochs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def tried(lm: SteeredHFLM, tasks: Any, settings: Settings, documents: int, texts: Any) -> module._Trial:
         layers = len(lm.engine.layers)

@@ -26,11 +26,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "total", "cache", "expected"),
     [
-        ("cpu", None, 2 * GIB, Memory(PASS, GIB)),  # half of what is free is 4 GiB, a quarter of that is cached
-        ("cuda", None, 2 * GIB, Memory(3 * GIB * 4 // 5, GIB)),
-        ("cuda", None, 0, Memory(4 * GIB * 4 // 5, 0)),
-        ("cpu", 3 * GIB, 2 * GIB, Memory(3 * GIB // 8, GIB // 4)),
-        ("cuda", 6 * GIB, GIB // 2, Memory(7 * GIB * 2 // 5, GIB // 2)),
+        (
+            "cpu",
+            None,
+            2 * GIB,
+            Memory(6 * GIB, PASS, GIB),
+        ),  # half of 8 GiB, of which a quarter is cached
+        ("cuda", None, 2 * GIB, Memory(6 * GIB, 3 * GIB * 4 // 5, GIB)),
+        ("cuda", None, 0, Memory(6 * GIB, 4 * GIB * 4 // 5, 0)),
+        ("cpu", 3 * GIB, 2 * GIB, Memory(3 * GIB, 3 * GIB // 8, GIB // 4)),
+        ("cuda", 6 * GIB, GIB // 2, Memory(6 * GIB, 7 * GIB * 2 // 5, GIB // 2)),
     ],
 )
 def test_what_is_free_is_divided(device: str, total: int | None, cache: int, expected: Memory) -> None:
@@ -41,6 +46,16 @@ def test_what_is_free_is_divided(device: str, total: int | None, cache: int, exp
 def test_a_model_that_takes_it_all_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"the model alone takes 2.00 GiB, so 2.05 GiB are not enough; allow more"):
         Memory.of(CPU, int(2.05 * GIB), GIB)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(("taken", "left"), [(3 * GIB, PASS), (5 * GIB, GIB // 2), (7 * GIB, 2**25)])
+def test_passes_get_what_is_left_once_everything_else_is_there(
+    monkeypatch: pytest.MonkeyPatch, taken: int, left: int
+) -> None:
+    bounds = Memory.of(CPU, 6 * GIB, GIB)
+    monkeypatch.setattr(memory, "used", lambda device: taken)
+    assert bounds.left(CPU) == Memory(6 * GIB, left, GIB)
 
 
 def test_a_machine_without_free_memory_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:

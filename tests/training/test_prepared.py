@@ -169,7 +169,11 @@ def test_passes_without_gradients_have_what_they_may(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "phi", "gemma3_text", "falcon"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_example_too_large_is_computed_again_and_gives_the_same_gradient(architecture: str, cached: bool) -> None:
+def test_an_example_too_large_is_computed_again_and_gives_the_same_gradient(
+    architecture: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr(prepared, "trim", lambda: given_back.append(None))
     lm = make_lm(architecture)
     lm.model.requires_grad_(False)
     found = PreparedExamples(lm.engine, requests_of(lm, limit=1))
@@ -193,8 +197,10 @@ def test_an_example_too_large_is_computed_again_and_gives_the_same_gradient(arch
             found.cache(0, hidden)
         with training_injections(lm.engine.layers, injections):
             plain, whole = gradients()
+            assert not given_back
             found.bound(footprint(lm.engine, 0), 0.0)
             again, little = gradients()
+            assert len(given_back) == 1
     assert_equal(again, plain)
     assert float(plain[0].abs().max()) > 0
     assert little < 0.7 * whole  # the last of the three layers is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ from training_cases import (
     vectors_of,
 )
 
+from aft_harness.engine.footprint import footprint
 from aft_harness.training.objective import TRAINING_OBJECTIVE
+from aft_harness.training.prepared import PreparedExamples
 from aft_harness.training.prepared_objective import PreparedObjective
 from aft_harness.training.train import train
 
@@ -59,6 +62,21 @@ def test_each_task_has_its_own_temperature_measured_on_what_is_learned() -> None
     assert PreparedObjective(lm.engine, tasks, plain(temperature=2.0)).temperatures == dict.fromkeys(
         ("toy_choice", "toy_blanks", "toy_text"), 2.0
     )
+
+
+def test_passes_are_bounded_before_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[float] = []
+    run = PreparedExamples.loglikelihoods
+
+    def watched(self: PreparedExamples, indices: Any) -> Any:
+        bounds.append(self.footprint.columns_without_gradient(64, 1e6))
+        return run(self, indices)
+
+    monkeypatch.setattr(PreparedExamples, "loglikelihoods", watched)
+    lm = make_lm()
+    PreparedObjective(lm.engine, [examples(lm, limit=4)], plain(temperature=None), lowest=1, limit=1e6)
+    expected = footprint(lm.engine, 1).columns_without_gradient(64, 1e6)
+    assert bounds and bounds[0] == pytest.approx(expected) and math.isfinite(expected)
 
 
 def test_indices_name_the_examples_of_all_tasks() -> None:
