@@ -10,6 +10,7 @@ from scipy.stats import binom, binomtest, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from aft_harness.results import statistics
 from aft_harness.results.statistics import (
     RESAMPLES,
     compare,
@@ -135,8 +136,30 @@ def test_many_differences_are_exchanged_at_random() -> None:
     differences = np.random.default_rng(0).normal(0.15, 1, 200)
     # With so many documents the exact test is the t-test's near twin.
     assert sign_flip(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.01)
-    assert sign_flip(np.full(100, 0.1)) == pytest.approx(2 / (RESAMPLES + 1))
+    away = 10 + np.random.default_rng(1).random(100)
+    assert sign_flip(away) == pytest.approx(2 / (RESAMPLES + 1))
     assert sign_flip([0.0, 0.0]) == 1.0 == sign_flip([])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1 / 3, 0.1, 1e-9])
+def test_multiples_of_one_number_are_exchanged_in_every_way(unit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_EXACT_PAIRS", 0)
+    for seed in range(5):
+        whole = np.random.default_rng(seed).integers(-3, 6, 14)
+        assert sign_flip(whole * unit) == pytest.approx(brute_sign_flip([float(each) for each in whole]))
+    # One size is McNemar's exact test.
+    assert sign_flip(unit * np.array([1] * 40 + [-1] * 11)) == pytest.approx(exact_mcnemar(40, 11))
+    assert sign_flip(unit * np.ones(400)) == pytest.approx(2.0**-399)
+    assert sign_flip(unit * np.array([1, -1, 2, -2])) == 1.0
+
+
+def test_many_multiples_agree_with_random_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Means over three seeds, of a thousand documents.
+    differences = np.random.default_rng(3).integers(-3, 4, 1000) / 3 + 0.0
+    differences[:160] = 1 / 3
+    exact = sign_flip(differences)
+    monkeypatch.setattr(statistics, "_LONGEST", 0)
+    assert 0.001 < exact < 0.9 and exact == pytest.approx(sign_flip(differences), abs=0.02)
 
 
 def test_rounding_is_no_effect() -> None:
