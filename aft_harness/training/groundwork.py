@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -138,11 +138,16 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def relative_norms(residual: Mapping[int, Tensor], booster: Booster) -> dict[int, float]:
-    """Mean norm of each layer's delta over that of its unsteered output, over the tokens of some examples."""
+def relative_norms(residual: Callable[[int], Tensor], booster: Booster) -> dict[int, float]:
+    """Mean norm of each layer's delta over that of its unsteered output, over the tokens of some examples.
+
+    Args:
+        residual: Gives the output of a layer.
+        booster: Whose deltas are measured.
+    """
     norms = {}
     for layer, injection in booster.injections.items():
-        hidden = residual[layer].float()
+        hidden = residual(layer).float()
         deltas = injection.delta(hidden).expand_as(hidden)
         norms[layer] = float(deltas.norm(dim=1).mean() / hidden.norm(dim=1).mean())
     return norms

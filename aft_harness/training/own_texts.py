@@ -92,7 +92,7 @@ def learn(
         with run.clock("scoring"), training_injections(lm.engine.layers, kept):
             after = run.sampler.score(run.watched)
         booster = Booster.of(kept)
-        relative = relative_norms(run.residual, booster)
+        relative = relative_norms(run.residual.__getitem__, booster)
     losses = loss_table(state.rows, state.scores)
     return finished(
         booster,

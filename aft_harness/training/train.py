@@ -126,7 +126,10 @@ def train(
         with clock("scoring"):
             before = objective.score(watched, lm.processes)
         residual = objective.prepared.residual(chosen, objective.train[:RESIDUAL_EXAMPLES])
-        scales = {layer: optimiser.residual_scale(hidden) for layer, hidden in residual.items()}
+        scales = {layer: optimiser.residual_scale(output) for layer, output in residual.items()}
+        outputs = stack.enter_context(hidden.beside())  # of all layers, which together may be a gigabyte
+        for layer in chosen:
+            outputs.append(residual.pop(layer))
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
         schedule = optimiser.scheduler(adam, settings.schedule, steps)
         finite = partial(optimiser.finite, injections)
@@ -162,7 +165,7 @@ def train(
                 with clock("scoring"):
                     after = objective.score(watched, lm.processes)
         booster = Booster.of(kept)
-        relative = relative_norms(residual, booster)
+        relative = relative_norms(lambda layer: outputs[chosen.index(layer)], booster)
     return finished(
         booster,
         origin,

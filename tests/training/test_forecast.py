@@ -66,7 +66,8 @@ def test_memory_is_what_the_training_keeps(model: str, predicted: Forecast, monk
     monkeypatch.setattr(HiddenStates, "append", counted)
     lm = SteeredHFLM(model, dtype="float32")
     train.train(lm, draw(lm), plain(layers="2-", epochs=2, keep=1.0))
-    states, _, predictions = kept.values()  # of the examples, of the texts that are kept, and their predictions
+    # Of the examples, of the texts that are kept, their predictions, and what layers put out.
+    states, _, predictions, _ = kept.values()
     assert predicted.memory["hidden states"] == states
     assert predicted.memory["predictions"] == predictions
     assert 0 < predicted.memory["passes"] < PASS
