@@ -16,13 +16,16 @@ def printable(text: object) -> str:
 
 
 def reason(error: BaseException, *, sentence: bool = False) -> str:
-    """What an error says, on one line of at most 300 characters.
+    """What an error says, on one line of at most 300 characters; of the system's errors without their number.
 
     Args:
         error: Of another library, whose messages may be long and have several lines.
         sentence: Its first sentence only.
     """
-    shown = " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    shown = " ".join(text.split())
     return (shown.split(". ")[0] if sentence else shown)[:300]
 
 

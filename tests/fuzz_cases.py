@@ -22,8 +22,8 @@ from aft_harness.errors import AftError
 INPUTS = int(os.environ.get("AFT_FUZZ", "2000"))
 """Of each fuzzer."""
 
-SECONDS = 10 if INPUTS <= 2000 else 60
-"""For one input, at most; in the long run, other processes may hold this one up for a while."""
+SECONDS = 10
+"""For one input, at most."""
 
 
 @contextmanager

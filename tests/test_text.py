@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from aft_harness.errors import LONGEST, BoosterError
-from aft_harness.text import between, printable, shared_start
+from aft_harness.text import between, printable, reason, shared_start
 
 HARMFUL = ["\n", "\r", "\t", "\x00", "\x1b[2J", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ud800", "\ue000"]
 
@@ -25,6 +25,19 @@ def test_a_message_has_a_length() -> None:
     message = str(BoosterError(f"a.safetensors: holds {'x' * 10**6}; give another file"))
     assert message.startswith("a.safetensors: holds xxx") and message.endswith("xxx; give another file")
     assert len(message) <= LONGEST + 5
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "/x"), "/x: No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("no such\n repository"), "no such repository"),
+        (ValueError("First. Second."), "First. Second."),
+    ],
+)
+def test_what_an_error_says(error: Exception, expected: str) -> None:
+    assert reason(error) == expected
 
 
 @pytest.mark.parametrize(

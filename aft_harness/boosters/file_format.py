@@ -135,7 +135,8 @@ def _join_documents(provenance: Provenance, documents: Documents, path: Path) ->
     try:
         hashes = _read_hashes(path, documents)
     except (FileError, BoosterError) as error:
-        logger.warning("%s: %s; ignoring this file", printable(path), error)
+        # As text: a handler that keeps records would keep the error, its frames, and in them the mapped file.
+        logger.warning("%s: %s; ignoring this file", printable(path), str(error))
         return provenance
     kept = documents.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"sidecar", "sidecar_sha256"})
     return provenance.changed(documents={**kept, "hashes": hashes})

@@ -189,8 +189,6 @@ def explained(error: BaseException, repo: str, *, file: str | None = None, revis
         return f"{constants.ENDPOINT} cannot be reached ({reason(error)})"
     if "Consistency check failed" in str(error):
         return f"the download is incomplete ({reason(error, sentence=True)}); rerun the same command"
-    if isinstance(error, OSError) and error.strerror:  # of a file here: a full disk, a folder without write permission
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return reason(error) or type(error).__name__
 
 

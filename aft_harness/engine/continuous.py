@@ -99,7 +99,7 @@ class Writer:
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
-            logger.debug("texts cannot be written side by side: %s", error)
+            logger.debug("texts cannot be written side by side: %s", str(error))
             return False
         plain, expected = engine.plain(), {}
         for row, key in enumerate(((0, 0), (0, 1), (1, 0))):

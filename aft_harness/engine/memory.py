@@ -34,8 +34,8 @@ def release() -> None:
 
 def trim() -> None:
     """Gives memory back to the system that glibc's allocator keeps between blocks in use."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        malloc_trim(0)
 
 
 def discard_weights(model: nn.Module, layers: Sequence[nn.Module]) -> int:

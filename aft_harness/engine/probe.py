@@ -142,7 +142,7 @@ class Probe:
             except torch.OutOfMemoryError:
                 raise
             except _REFUSALS as error:
-                logger.debug("packed rows failed: %s", error)
+                logger.debug("packed rows failed: %s", str(error))
             forward_pass.mask_forms.pop(0)
             self.covered = Extent()
             self._resumes.clear()
@@ -206,7 +206,7 @@ class Probe:
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
-            logger.debug("resuming failed: %s", error)
+            logger.debug("resuming failed: %s", str(error))
             return False
 
     @cached_property
@@ -225,7 +225,7 @@ class Probe:
                 except torch.OutOfMemoryError:
                     raise
                 except _REFUSALS as error:
-                    logger.debug("the head does not run on chosen positions by %s: %s", form, error)
+                    logger.debug("the head does not run on chosen positions by %s: %s", form, str(error))
                     continue
                 if found.shape == whole.shape and torch.allclose(found, whole, rtol=_ROUNDING, atol=self.tolerance):
                     return form

@@ -275,4 +275,4 @@ class Sequences:
             self.sharing = True
         except ModelError as error:
             self.sharing = False
-            logger.info("this model does not share prefixes (%s); reading one request at a time", error)
+            logger.info("this model does not share prefixes (%s); reading one request at a time", str(error))

@@ -57,6 +57,10 @@ class PreparedExamples:
 
     Nothing below the lowest trained layer depends on the booster: `cache` computes its output once, and every later
     pass starts there.
+
+    Attributes:
+        footprint: What passes keep, see `bound`.
+        limit: Bytes that a pass may keep, see `bound`.
     """
 
     def __init__(self, engine: Engine, requests: Sequence[Sequence[Request]]) -> None:
@@ -76,7 +80,7 @@ class PreparedExamples:
         self._rows_of: list[range] = []
         self._lowest = 0
         self._hidden: HiddenStates | None = None
-        self._footprint, self._limit = Footprint(0.0, 0.0, 0.0), math.inf
+        self.footprint, self.limit = Footprint(0.0, 0.0, 0.0), math.inf
         engine.compare_lengths(self._requests)
         self._lay()
         largest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))
@@ -127,13 +131,13 @@ class PreparedExamples:
             limit: Bytes. An example that alone takes more is computed layer by layer once more in the backward pass,
                 and keeps next to nothing.
         """
-        self._footprint, self._limit = footprint, limit
+        self.footprint, self.limit = footprint, limit
 
     def loglikelihoods(self, examples: Sequence[int]) -> list[Tensor]:
         """Of the requests of each example, [requests], under whatever steering is in force; differentiable."""
         rows = [index for example in examples for index in self._rows_of[example]]
         found: dict[int, Tensor] = {}
-        large = torch.is_grad_enabled() and self._kept(self._size(examples)) > self._limit
+        large = torch.is_grad_enabled() and self._kept(self._size(examples)) > self.limit
         if large:
             trim()  # each such pass would scatter its blocks among those of the last
         for batch, parts in self._batches(rows):
@@ -174,7 +178,7 @@ class PreparedExamples:
         size = _Size()
         for example in examples:
             together = size.beside(self._size([example]))
-            large = torch.is_grad_enabled() and self._kept(together) > self._limit
+            large = torch.is_grad_enabled() and self._kept(together) > self.limit
             if chunk and (together.columns > TOKENS_PER_PASS or large):
                 yield chunk
                 chunk, together = [], self._size([example])
@@ -182,11 +186,6 @@ class PreparedExamples:
             size = together
         if chunk:
             yield chunk
-
-    @property
-    def footprint(self) -> Footprint:
-        """What passes keep, as far as that was said."""
-        return self._footprint
 
     @property
     def cached(self) -> bool:
@@ -200,7 +199,7 @@ class PreparedExamples:
 
     def kept(self, examples: Sequence[int]) -> float:
         """Bytes that a pass over examples keeps for its backward pass, or the bound where that is less."""
-        return min(self._kept(self._size(examples)), self._limit)
+        return min(self._kept(self._size(examples)), self.limit)
 
     def _size(self, examples: Sequence[int]) -> _Size:
         widths = [len(self._rows[index]) for example in examples for index in self._rows_of[example]]
@@ -211,7 +210,7 @@ class PreparedExamples:
     def _kept(self, size: _Size) -> float:
         """Bytes that a pass over examples of this size keeps."""
         width = max(ROW_WIDTH, size.widest) if size.rows > 1 else size.widest
-        return self._footprint.of(size.columns, width, size.predictions)
+        return self.footprint.of(size.columns, width, size.predictions)
 
     def _lay(self) -> None:
         """Lays each example in rows of its own, one trie where packed rows are right."""
@@ -233,8 +232,8 @@ class PreparedExamples:
         groups = rows_module.joined([self._rows[index] for index in rows], width)
         parts = {id(row): tuple(rows[place] for place in places) for row, places in groups}
         most = MOST_PADDING["cpu" if self._engine.device.type == "cpu" else "accelerator"]
-        tokens = min(TOKENS_PER_PASS, self._footprint.columns_without_gradient(width, self._limit))
-        tokens = 1 if self._engine.probe.alone else int(tokens)
+        bound = min(TOKENS_PER_PASS, self.footprint.columns_without_gradient(width, self.limit))
+        tokens = 1 if self._engine.probe.alone else int(bound)
         for batch in rows_module.batches([row for row, _ in groups], tokens, most):
             yield batch, [parts[id(row)] for row in batch.rows]
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from aft_harness.boosters.booster import Booster
-from aft_harness.engine.memory import discard_weights, peak_memory, release
+from aft_harness.engine.memory import discard_weights, peak_memory, release, trim
 from aft_harness.engine.steering import training_injections
 from aft_harness.errors import TrainingError
 from aft_harness.harness.examples import TaskExamples
@@ -109,7 +109,7 @@ def train(
         stack.enter_context(frozen(lm.model))
         with clock("caching"):
             texts = kept_texts(lm, settings, keep_texts)  # before the attention changes, as generation would run
-            release()  # their keys and values
+            trim()  # their keys and values
         stack.enter_context(lm.engine.differentiated())
         with clock("caching"):
             objective = PreparedObjective(lm.engine, tasks, settings, lowest=chosen[0], limit=bounds.passes)
@@ -120,8 +120,6 @@ def train(
                 keeping.cache(chosen[0], partial(_report_caching, on_progress, steps))
             if disposable and objective.prepared.cached and (keeping is None or keeping.cached):
                 discard_weights(lm.model, list(lm.engine.layers)[: chosen[0] + 1])
-            release()
-            objective.prepared.bound(objective.prepared.footprint, bounds.left(lm.device).passes)
         watched = objective.development or objective.train[:WATCHED]
         with clock("scoring"):
             before = objective.score(watched, lm.processes)
@@ -130,6 +128,8 @@ def train(
         outputs = stack.enter_context(hidden.beside())  # of all layers, which together may be a gigabyte
         for layer in chosen:
             outputs.append(residual.pop(layer))
+        release()
+        objective.prepared.limit = bounds.left(lm.device).passes
         adam = optimiser.adam(injections, settings.lr, scales if settings.rate_unit == "residual" else None)
         schedule = optimiser.scheduler(adam, settings.schedule, steps)
         finite = partial(optimiser.finite, injections)

@@ -139,6 +139,8 @@ def test_a_list_that_is_not_this_boosters_is_not_used(
         assert provenance.hashes == frozenset() and provenance.unlisted == 2001
         (record,) = caplog.records
         assert re.search(reason, record.getMessage()) and str(sidecar(path)) in record.getMessage()
+        # An error in a record that a handler keeps would keep the booster's file mapped.
+        assert isinstance(record.args, tuple) and all(isinstance(each, str) for each in record.args)
         # Nor does it come into what is saved next.
         made(1).with_provenance(**provenance.to_json()).save(tmp_path / "b.safetensors")
         assert not sidecar(tmp_path / "b.safetensors").exists()

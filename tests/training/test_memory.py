@@ -26,12 +26,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "total", "cache", "expected"),
     [
-        (
-            "cpu",
-            None,
-            2 * GIB,
-            Memory(6 * GIB, PASS, GIB),
-        ),  # half of 8 GiB, of which a quarter is cached
+        # Half of what is free is 4 GiB, a quarter of that is cached.
+        ("cpu", None, 2 * GIB, Memory(6 * GIB, PASS, GIB)),
         ("cuda", None, 2 * GIB, Memory(6 * GIB, 3 * GIB * 4 // 5, GIB)),
         ("cuda", None, 0, Memory(6 * GIB, 4 * GIB * 4 // 5, 0)),
         ("cpu", 3 * GIB, 2 * GIB, Memory(3 * GIB, 3 * GIB // 8, GIB // 4)),
